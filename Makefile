@@ -1,0 +1,27 @@
+# The commands of the project. `make demo` is the first to try: nothing but Python 3.11 is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo install test check clean
+
+demo: install
+	$(BIN)/python -m rl_experiments
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

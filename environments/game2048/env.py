@@ -1,0 +1,180 @@
+"""The 2048 environment: one move a turn, until the win value, a dead board or a limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import ClassVar, TypeVar
+
+from environments.game2048 import rewards
+from environments.game2048.baselines import BASELINES, as_reply
+from environments.game2048.game import (
+    DIRECTIONS,
+    Board,
+    is_full,
+    is_over,
+    max_tile,
+    move,
+    new_board,
+    render,
+    spawn,
+    tile_sum,
+)
+from environments.game2048.replies import Parser, direction_from_input, parse
+from environments.protocol import End, Environment, ScriptedPolicy, Step
+
+Kind = TypeVar("Kind", bound=StrEnum)
+
+
+class Rules(StrEnum):
+    """Which game. Lower-case names, because OmegaConf reads an enum by name."""
+
+    art = "art"  # a tile comes after every move, even an idle one; a full board ends the game
+    standard = "standard"  # an idle direction changes nothing; over when no direction moves a tile
+
+
+@dataclass
+class Game2048(Environment):
+    """Slide and merge tiles until one reaches `win_value`."""
+
+    rules: Rules = Rules.standard
+    win_value: int = 128
+    size: int = 4  # rows, and columns
+    max_moves: int | None = None
+    parser: Parser = Parser.strict
+    hints: bool = False  # a line below the board: what each direction gains
+    earlier_turns: int | None = None  # shown before the present board; None for all
+    gain_reward: float = 1.0  # for merging tiles up to `win_value` in sum
+    illegal_penalty: float = 0.1  # for a direction that changes nothing
+    win_bonus: float = 1.0
+
+    recommended_model: ClassVar[str] = "qwen2_5_3b"
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
+
+    def __post_init__(self) -> None:
+        self.rules = _member(Rules, "rules", self.rules)
+        self.parser = _member(Parser, "parser", self.parser)
+        win = self.win_value
+        _require(_is_int(win, 8) and win & (win - 1) == 0, "win_value", win, "a power of two >= 8")
+        _require(_is_int(self.size, 2), "size", self.size, "a whole number >= 2")
+        for name, least in (("max_moves", 1), ("earlier_turns", 0)):
+            value = getattr(self, name)
+            valid = value is None or _is_int(value, least)
+            _require(valid, name, value, f"a whole number >= {least}, or null")
+        _require(isinstance(self.hints, bool), "hints", self.hints, "true or false")
+        for name in ("gain_reward", "illegal_penalty", "win_bonus"):
+            value = getattr(self, name)
+            valid = isinstance(value, int | float) and 0 <= value < math.inf
+            _require(valid, name, value, "a number >= 0")
+        self._ended = True  # until reset
+
+    @property
+    def earlier_turns_shown(self) -> int | None:
+        return self.earlier_turns
+
+    @property
+    def system_prompt(self) -> str:
+        prompt = (
+            "You play 2048. Reply with one move, left, right, up or down, for example "
+            f"<move>left</move>. Merge equal tiles until one is {self.win_value}."
+        )
+        if self.hints:
+            prompt += " Below the board: what each direction gains."
+        return prompt
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        """All members start from one board; the tiles that come later are each member's own."""
+        self.board = new_board(self.size, Random(f"2048/{seed}"))
+        self.num_moves = 0
+        self.illegal_moves = 0
+        self._rng = Random(f"2048/{seed}/{member}")
+        self._ended = False
+        return self._observation()
+
+    def step(self, reply: str) -> Step:
+        self._require_running()
+        direction = parse(reply, self.parser)
+        if direction is None:
+            return self._finish(End.INVALID, reward=rewards.INVALID_REWARD)
+        board, gained, changed = move(self.board, direction)
+        reward = self.gain_reward * gained / self.win_value
+        if not changed:
+            self.illegal_moves += 1
+            reward -= self.illegal_penalty
+        if changed or self.rules is Rules.art:  # under art rules a full board has ended the game
+            board = spawn(board, self._rng)
+        self.board = board
+        self.num_moves += 1
+        end = self._end()
+        if end is None:
+            return Step(observation=self._observation(), reward=reward)
+        return self._finish(end, reward=reward + self.win_bonus * (end is End.WON))
+
+    def truncate(self) -> Step:
+        self._require_running()
+        return self._finish(End.TRUNCATED, reward=0.0)
+
+    def reply_from_input(self, text: str) -> str:
+        """Takes a direction, its beginning (l, r, u, d), an arrow, or a reply as it is."""
+        direction = direction_from_input(text)
+        return as_reply(direction) if direction else text
+
+    def _require_running(self) -> None:
+        if self._ended:
+            raise RuntimeError("episode is over: call reset")
+
+    def _observation(self) -> str:
+        board = render(self.board)
+        return f"{board}\n{_hint_line(self.board)}" if self.hints else board
+
+    def _end(self) -> End | None:
+        if max_tile(self.board) >= self.win_value:
+            return End.WON
+        if is_full(self.board) if self.rules is Rules.art else is_over(self.board):
+            return End.LOST
+        return End.TRUNCATED if self.num_moves == self.max_moves else None
+
+    def _finish(self, end: End, *, reward: float) -> Step:
+        self._ended = True
+        max_value, board_value = max_tile(self.board), tile_sum(self.board)
+        episode_reward = rewards.INVALID_REWARD
+        if end is not End.INVALID:
+            episode_reward = rewards.episode_reward(
+                max_value=max_value, board_value=board_value, win_value=self.win_value
+            )
+        return Step(
+            observation=self._observation(),
+            reward=reward,
+            end=end,
+            episode_reward=episode_reward,
+            metrics={
+                "max_value": float(max_value),
+                "board_value": float(board_value),
+                "num_moves": float(self.num_moves),
+                "win": float(end is End.WON),
+                "illegal_moves": float(self.illegal_moves),
+            },
+        )
+
+
+def _hint_line(board: Board) -> str:
+    """What each direction gains, none if it moves no tile: `left=4 right=none up=0 down=8`."""
+    moves = [(direction, *move(board, direction)) for direction in DIRECTIONS]
+    return " ".join(f"{d}={gained if changed else 'none'}" for d, _, gained, changed in moves)
+
+
+def _member(kind: type[Kind], name: str, value: str) -> Kind:
+    _require(value in list(kind), name, value, " or ".join(kind))
+    return kind(value)
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(valid: bool, name: str, value: object, what: str) -> None:
+    if not valid:
+        raise ValueError(f"env.{name}={value}: must be {what}")

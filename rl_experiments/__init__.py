@@ -1,0 +1,1 @@
+"""Reinforcement learning for language models, composed on the command line."""

@@ -1,0 +1,85 @@
+"""An episode as tokens: the chat template in segments, so that no reply is tokenised again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+# Contents that mark the places of the messages in a rendered template.
+_FIRST, _REPLY, _NEXT = "\x01first\x01", "\x01reply\x01", "\x01next\x01"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One observation with the reply's own tokens; the last of a prompt has no reply yet."""
+
+    observation: str
+    role: str = "user"
+    reply_ids: Sequence[int] = ()
+
+
+@dataclass
+class Chat:
+    """The chat format of a tokenizer for one system prompt and set of tools."""
+
+    tokenizer: PreTrainedTokenizerBase
+    system_prompt: str = ""
+    tools: list[dict[str, Any]] | None = None
+    _between: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        head, tail = self._render([{"role": "user", "content": _FIRST}]).split(_FIRST)
+        self._head, self._tail = self._encode(head), self._encode(tail)
+
+    def prompt(self, exchanges: Sequence[Exchange]) -> list[int]:
+        """Tokens up to the point where the reply to the last exchange begins."""
+        ids = [*self._head, *self.encode_text(exchanges[0].observation), *self._tail]
+        for before, exchange in pairwise(exchanges):
+            ended = bool(before.reply_ids) and before.reply_ids[-1] == self.tokenizer.eos_token_id
+            ids += before.reply_ids
+            ids += self._after_reply(exchange.role, ended=ended)
+            ids += self.encode_text(exchange.observation)
+            ids += self._tail
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of plain text; what looks like a special token stays text."""
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
+
+    def reply_ids(self, text: str) -> list[int]:
+        """The tokens of a finished reply with this text."""
+        return [*self.encode_text(text), self.tokenizer.eos_token_id]
+
+    def reply_text(self, reply_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(reply_ids, skip_special_tokens=True))
+
+    def _after_reply(self, role: str, *, ended: bool) -> list[int]:
+        """Tokens between a reply and the next observation; a cut reply is closed first."""
+        if role not in self._between:
+            messages = [
+                {"role": "user", "content": _FIRST},
+                {"role": "assistant", "content": _REPLY},
+                {"role": role, "content": _NEXT},
+            ]
+            text = self._render(messages).split(_REPLY)[1].split(_NEXT)[0]
+            closed = self._encode(text)
+            eos = self.tokenizer.eos_token_id
+            open_ = closed[closed.index(eos) + 1 :] if eos in closed else closed
+            self._between[role] = (open_, closed)
+        return self._between[role][0 if ended else 1]
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        if self.system_prompt:
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        rendered = self.tokenizer.apply_chat_template(
+            messages, tools=self.tools, add_generation_prompt=True, tokenize=False
+        )
+        return str(rendered)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,147 @@
+"""Everything that can be known to be wrong before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from environments import Environment
+from rl_experiments.environment import build_environment
+from rl_experiments.errors import UserError, did_you_mean
+from rl_experiments.schema import Config, TrainerConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A composed configuration that holds together, and its environment."""
+
+    config: Config
+    environment: Environment
+
+
+def check(cfg: DictConfig) -> Experiment:
+    """The typed configuration; a `UserError` names the first setting that is wrong."""
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra"))
+    if missing:
+        raise UserError(f"{missing[0]}: a value is missing; give {missing[0]}=...")
+    config = _typed(cfg)
+    environment = build_environment(config.env)
+    _check_trainer(config.trainer)
+    _check_numbers(config)
+    if config.policy and config.policy not in environment.baselines:
+        hint = did_you_mean(config.policy, environment.baselines)
+        raise UserError(
+            f"policy={config.policy}: {config.env.get('name')} has no such policy{hint}"
+        )
+    if config.model.path is None and config.model.scratch is None and not config.checkpoint:
+        raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
+    if config.gpu.type != "local":
+        raise UserError(
+            f"gpu.type={config.gpu.type}: jobs on Modal cannot be launched yet; use gpu=local "
+            f"(this machine's own GPU, if it has one, takes model={config.model.name})"
+        )
+    return Experiment(config, environment)
+
+
+def _typed(cfg: DictConfig) -> Config:
+    """The configuration merged into its schema, which catches what `+key=value` let through."""
+    schema = OmegaConf.structured(Config)
+    known = [field.name for field in fields(Config)]
+    for key in map(str, cfg):
+        if key not in (*known, "hydra"):
+            raise UserError(f"{key}: no such setting{did_you_mean(key, known)}")
+    plain = {key: cfg[key] for key in cfg if key != "hydra"}
+    typed = OmegaConf.to_object(OmegaConf.merge(schema, plain))
+    assert isinstance(typed, Config)
+    return typed
+
+
+def generation_steps(trainer: TrainerConfig) -> int:
+    """Optimizer steps from one generation of episodes to the next."""
+    micro_steps = trainer.steps_per_generation * trainer.num_iterations
+    return max(1, micro_steps // trainer.gradient_accumulation_steps)
+
+
+def _check_trainer(trainer: TrainerConfig) -> None:
+    """TRL's own conditions, and those for a resume that is exact."""
+    episodes = trainer.per_device_train_batch_size * trainer.steps_per_generation
+    if trainer.num_generations < 2:
+        raise UserError(
+            f"trainer.num_generations={trainer.num_generations}: a group needs at least 2 episodes"
+        )
+    if episodes % trainer.num_generations:
+        raise UserError(
+            f"trainer.num_generations={trainer.num_generations} does not divide the "
+            f"{episodes} episodes of a generation (trainer.per_device_train_batch_size="
+            f"{trainer.per_device_train_batch_size} x trainer.steps_per_generation="
+            f"{trainer.steps_per_generation})"
+        )
+    period = trainer.steps_per_generation * trainer.num_iterations
+    accumulate = trainer.gradient_accumulation_steps
+    if period % accumulate and accumulate % period:
+        raise UserError(
+            f"trainer.gradient_accumulation_steps={accumulate} and trainer.steps_per_generation x "
+            f"trainer.num_iterations = {period}: one must divide the other"
+        )
+    for name in ("save_steps", "max_steps"):
+        value = getattr(trainer, name)
+        _at_least(f"trainer.{name}", value, 1)
+        if value * accumulate % period:
+            unit = generation_steps(trainer)
+            below, above = value // unit * unit, (value // unit + 1) * unit
+            choices = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"trainer.{name}={value} ends within a generation, from which a run cannot resume "
+                f"exactly; use a multiple of {unit}, such as {choices}"
+            )
+    for key in trainer.extra:
+        if hasattr(trainer, key):
+            raise UserError(f"trainer.extra.{key}: this is a setting of its own, trainer.{key}")
+
+
+def _check_numbers(config: Config) -> None:
+    trainer = config.trainer
+    for name in (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "steps_per_generation",
+        "num_iterations",
+        "max_completion_length",
+        "save_total_limit",
+    ):
+        _at_least(f"trainer.{name}", getattr(trainer, name), 1)
+    for name in ("learning_rate", "temperature", "max_grad_norm", "epsilon"):
+        value = getattr(trainer, name)
+        if not value > 0:
+            raise UserError(f"trainer.{name}={value}: must be above 0")
+    if not 0 <= config.reward.gamma <= 1:
+        raise UserError(f"reward.gamma={config.reward.gamma}: must be from 0 to 1")
+    _at_least("num_examples", config.num_examples, 1)
+    _at_least("evaluation.batch_size", config.evaluation.batch_size, 1)
+    _at_least("checks.patience", config.checks.patience, 1)
+    temperature = config.evaluation.temperature
+    if temperature is not None and temperature < 0:
+        raise UserError(f"evaluation.temperature={temperature}: must not be below 0")
+    if config.model.max_length <= trainer.max_completion_length:
+        raise UserError(
+            f"model.max_length={config.model.max_length} leaves no room for a prompt beside "
+            f"trainer.max_completion_length={trainer.max_completion_length}"
+        )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name}={value}: must be at least {least}")
+
+
+def changed_settings(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """The settings, by full name, in which two configurations differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [prefix]
+    changed = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        name = f"{prefix}.{key}" if prefix else str(key)
+        changed += changed_settings(before.get(key), now.get(key), name)
+    return changed

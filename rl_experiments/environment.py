@@ -1,0 +1,55 @@
+"""From the `env` settings to the environment they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from environments import Environment
+from rl_experiments.errors import UserError, did_you_mean, one_line
+
+
+def environment_class(target: str | None) -> type[Environment]:
+    """The class that `env._target_` names; refused unless it is an `Environment`."""
+    if not target:
+        raise UserError("env._target_ is missing: name the environment's class in its YAML")
+    try:
+        found = get_class(target)
+    except Exception as error:
+        raise UserError(
+            f"env._target_={target} cannot be imported: {one_line(str(error))}"
+        ) from None
+    if not issubclass(found, Environment):
+        raise UserError(f"env._target_={target} is no subclass of environments.Environment")
+    return found
+
+
+def build_environment(env: Mapping[str, Any]) -> Environment:
+    """The environment of the `env` settings, each checked against the class's own fields."""
+    cls = environment_class(env.get("_target_"))
+    settings = {key: value for key, value in env.items() if key not in ("_target_", "name")}
+    known = [field.name for field in fields(cls)]
+    for key in settings:
+        if key not in known:
+            raise UserError(
+                f"env.{key}: {cls.__name__} has no such setting{did_you_mean(key, known)}"
+            )
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(cls), settings)
+        built = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        reason = one_line(str(error).split("full_key:")[0])
+        raise UserError(f"env.{error.full_key or '?'}: {reason}") from None
+    except ValueError as error:
+        raise UserError(one_line(str(error))) from None
+    assert isinstance(built, Environment)
+    if "random" not in cls.baselines:
+        raise UserError(
+            f"{cls.__name__}.baselines has no 'random' policy, which every environment needs"
+        )
+    return built

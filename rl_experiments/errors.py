@@ -1,0 +1,115 @@
+"""What a user can mend: one line that names the setting to change."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake or a condition outside the program; shown as one line, without a traceback."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean X?`, or the choices when none is near, or nothing when there are none."""
+    choices = sorted(set(choices))
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f" (choose from: {', '.join(choices)})" if choices else ""
+
+
+def storage_error(error: OSError, *, setting: str = "hydra.sweep.dir") -> UserError:
+    """The one line for a folder that cannot be written."""
+    where = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error)
+    remedy = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    }.get(error.errno or 0, f"choose another folder with {setting}=...")
+    return UserError(f"{where}{reason}; {remedy}, then run the same command with resume=true")
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space made one space."""
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether an OSError speaks of the disk rather than of the network or a process."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+    more = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO)
+    return isinstance(error, OSError) and error.errno in (*codes, *more)
+
+
+def pid_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def explain(error: BaseException) -> str:
+    """One line for what Hydra and OmegaConf say in several; the setting's name comes first."""
+    if isinstance(error, UserError):
+        return str(error)
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    override = next((c.override for c in causes if getattr(c, "override", None)), None)
+    if override:
+        return f"{override}: cannot be read; quote it, or see Hydra's override grammar"
+    text = "\n".join(str(cause) for cause in causes)
+    for pattern, say in _MESSAGES:
+        match = re.search(pattern, text, re.DOTALL)
+        if match:
+            return say(match, causes)
+    return one_line(str(error).split("Config search path")[0])
+
+
+def _no_such_choice(match: re.Match[str], causes: list[BaseException]) -> str:
+    group, _, choice = match["path"].rpartition("/")
+    options: list[str] = next((c.options for c in causes if getattr(c, "options", None)), [])
+    return f"{group}={choice}: no such choice{did_you_mean(choice, options)}"
+
+
+def _no_such_key(match: re.Match[str], causes: list[BaseException]) -> str:
+    key = match["key"]
+    parent, _, leaf = key.rpartition(".")
+    node = next(
+        (c.parent_node for c in causes if getattr(c, "parent_node", None) is not None), None
+    )
+    known = [str(name) for name in node] if node is not None and hasattr(node, "keys") else []
+    hint = did_you_mean(leaf, known)
+    if parent and "did you mean " in hint:
+        hint = hint.replace("did you mean ", f"did you mean {parent}.")
+    return f"{key}: no such setting{hint}"
+
+
+def _wrong_value(match: re.Match[str], causes: list[BaseException]) -> str:
+    return f"{match['key']}: {one_line(match['reason'])}"
+
+
+def _missing(match: re.Match[str], causes: list[BaseException]) -> str:
+    return f"{match['key']}: a value is missing; give {match['key']}=..."
+
+
+_MESSAGES = (
+    (r"Could not find '(?P<path>[\w./@-]+/[^']+)'", _no_such_choice),
+    (r"Could not override '(?P<key>[^']+)'", _no_such_key),
+    (r"Key '[^']*' (?:not in|is not in) .*?full_key: (?P<key>\S+)", _no_such_key),
+    (r"Missing mandatory value: (?P<key>\S+)", _missing),
+    (
+        r"(?P<reason>Value .*?|Invalid value .*?|Unsupported .*?)\n\s+full_key: (?P<key>\S+)",
+        _wrong_value,
+    ),
+)

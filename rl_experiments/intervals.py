@@ -1,0 +1,36 @@
+"""95 % intervals: of a rate, of a mean, of a paired difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+_Z = 1.959964  # two-sided 95 % of the normal distribution
+
+
+class Estimate(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+
+def rate(successes: int, n: int) -> Estimate:
+    """Wilson score interval (Wilson 1927, JASA 22, eq. in Brown et al. 2001, Statist. Sci. 16)."""
+    p = successes / n
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Normal interval of the mean; without width for a single value."""
+    centre = fmean(values)
+    half = _Z * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Estimate(centre, centre - half, centre + half)
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """Mean of after - before over the same seeds, in the same order."""
+    return mean([b - a for a, b in zip(before, after, strict=True)])

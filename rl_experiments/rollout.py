@@ -1,0 +1,205 @@
+"""Episodes played by a policy: the turns, their tokens, rewards and ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from random import Random
+from typing import Any, TypeVar
+
+from environments import End, Environment, ScriptedPolicy, Step
+from rl_experiments.chat import Chat, Exchange
+from rl_experiments.sampler import Completion, Request, Sampler
+
+T = TypeVar("T")
+
+
+@dataclass
+class Turn:
+    """One observation, the reply to it and what it earned; tokens are empty for scripted play."""
+
+    observation: str
+    role: str = "user"
+    reply: str = ""
+    reward: float = 0.0
+    prompt_ids: list[int] = field(default_factory=list)
+    reply_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # one a reply token
+
+
+@dataclass
+class Trajectory:
+    """The record of one episode. `reward` is None when the episode failed."""
+
+    seed: int
+    member: int = 0
+    turns: list[Turn] = field(default_factory=list)
+    end: End | None = None
+    reward: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def won(self) -> bool:
+        return self.end is End.WON
+
+    def to_json(self) -> dict[str, Any]:
+        """The episode without its tokens, for people and for files."""
+        record = asdict(self)
+        for turn in record["turns"]:
+            turn["tokens"] = len(turn.pop("reply_ids"))
+            del turn["prompt_ids"], turn["logprobs"]
+        return record
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which episode to play."""
+
+    seed: int
+    member: int = 0
+
+
+class _Episode:
+    """An environment in play with the record of it."""
+
+    def __init__(self, environment: Environment, task: Task) -> None:
+        self.environment = environment.fresh()
+        self.trajectory = Trajectory(task.seed, task.member)
+        self._exchanges: list[Exchange] = []
+        try:
+            self._observe(self.environment.reset(task.seed, member=task.member), "user")
+        except Exception as error:
+            self._fail(error)
+
+    @property
+    def over(self) -> bool:
+        return self.trajectory.end is not None
+
+    def exchanges(self) -> list[Exchange]:
+        """The turns that the policy sees: the present one and those that the settings show."""
+        shown = self.environment.earlier_turns_shown
+        return self._exchanges if shown is None else self._exchanges[-1 - shown :]
+
+    def reply(self, text: str, reply_ids: Sequence[int] = ()) -> None:
+        turn = self.trajectory.turns[-1]
+        turn.reply = text
+        last = self._exchanges[-1]
+        self._exchanges[-1] = Exchange(last.observation, last.role, reply_ids)
+        try:
+            self._take(self.environment.step(text))
+        except Exception as error:
+            self._fail(error)
+
+    def truncate(self) -> None:
+        """End before the present turn is played: it no longer fits."""
+        self.trajectory.turns.pop()
+        try:
+            self._end(self.environment.truncate())
+        except Exception as error:
+            self._fail(error)
+
+    def _take(self, step: Step) -> None:
+        self.trajectory.turns[-1].reward = step.reward
+        if step.end is None:
+            self._observe(step.observation, step.role)
+        else:
+            self._end(step)
+
+    def _observe(self, observation: str, role: str) -> None:
+        self.trajectory.turns.append(Turn(observation, role))
+        self._exchanges.append(Exchange(observation, role))
+
+    def _end(self, step: Step) -> None:
+        total = sum(turn.reward for turn in self.trajectory.turns)
+        self.trajectory.end = step.end
+        self.trajectory.metrics = dict(step.metrics)
+        self.trajectory.reward = total if step.episode_reward is None else step.episode_reward
+
+    def _fail(self, error: Exception) -> None:
+        self.trajectory.end = End.FAILED
+        self.trajectory.error = f"{type(error).__name__}: {error}"
+
+
+def play_scripted(
+    environment: Environment, policy: ScriptedPolicy, tasks: Iterable[Task], *, name: str
+) -> Iterable[Trajectory]:
+    """Episodes of a scripted policy, whose luck comes from (name, seed, member)."""
+    for task in tasks:
+        episode = _Episode(environment, task)
+        rng = Random(f"{name}/{task.seed}/{task.member}")
+        while not episode.over:
+            episode.reply(policy(episode.environment, rng))
+        yield episode.trajectory
+
+
+@dataclass
+class Rollout:
+    """Plays episodes with a sampler: an episode's next turn is queued as soon as it is known."""
+
+    environment: Environment
+    chat: Chat
+    sampler: Sampler
+    max_new_tokens: int
+    max_length: int  # tokens of prompt and reply together
+    environment_seconds: float = 0.0
+    seconds: float = 0.0
+    tokens: int = 0  # generated
+
+    def play(
+        self,
+        tasks: Sequence[Task],
+        *,
+        batch_size: int | None = None,
+        on_end: Callable[[Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
+        """The tasks' trajectories, in order; at most `batch_size` episodes are in play at once."""
+        started = time.perf_counter()
+        waiting = list(enumerate(tasks))[::-1]
+        playing: dict[int, _Episode] = {}
+        done: dict[int, Trajectory] = {}
+
+        def settle(key: int, episode: _Episode) -> None:
+            """Queue the episode's next turn, or take it off the table."""
+            if not episode.over:
+                prompt_ids = self.chat.prompt(episode.exchanges())
+                if len(prompt_ids) + self.max_new_tokens <= self.max_length:
+                    turns = episode.trajectory.turns
+                    turns[-1].prompt_ids = prompt_ids
+                    trajectory = episode.trajectory
+                    stream = f"reply/{trajectory.seed}/{trajectory.member}/{len(turns)}"
+                    self.sampler.submit(Request(key=key, prompt_ids=prompt_ids, stream=stream))
+                    playing[key] = episode
+                    return
+                episode.truncate()
+            playing.pop(key, None)
+            done[key] = episode.trajectory
+            if on_end:
+                on_end(episode.trajectory)
+
+        while waiting or playing:
+            while waiting and (batch_size is None or len(playing) < batch_size):
+                key, task = waiting.pop()
+                settle(key, self._timed(_Episode, self.environment, task))
+            if playing:
+                for completion in self.sampler.collect():
+                    episode = playing[completion.key]
+                    self._record(episode, completion)
+                    settle(completion.key, episode)
+        self.seconds += time.perf_counter() - started
+        return [done[key] for key in range(len(tasks))]
+
+    def _record(self, episode: _Episode, completion: Completion) -> None:
+        turn = episode.trajectory.turns[-1]
+        turn.reply_ids = completion.token_ids
+        turn.logprobs = completion.logprobs
+        self.tokens += len(completion.token_ids)
+        text = self.chat.reply_text(completion.token_ids)
+        self._timed(episode.reply, text, completion.token_ids)
+
+    def _timed(self, call: Callable[..., T], *args: Any) -> T:
+        started = time.perf_counter()
+        result = call(*args)
+        self.environment_seconds += time.perf_counter() - started
+        return result

@@ -1,0 +1,121 @@
+"""From groups of trajectories to the rows that a training step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+from rl_experiments.rollout import Trajectory
+from rl_experiments.schema import Credit
+
+
+@dataclass
+class Row:
+    """A prompt and what follows it: replies of the policy with the environment's words between.
+
+    `mask`, `logprobs` and `advantages` have one entry for each of `completion_ids`; mask is 1 where
+    the policy wrote.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+
+    def extend(self, ids: Sequence[int], *, written: bool) -> None:
+        """Append tokens: `written` by the policy, or by the environment."""
+        self.completion_ids += ids
+        self.mask += [int(written)] * len(ids)
+        if not written:
+            self.logprobs += [0.0] * len(ids)
+            self.advantages += [0.0] * len(ids)
+
+
+def to_rows(trajectory: Trajectory, advantages: Sequence[float]) -> Iterator[Row]:
+    """The longest runs of turns that share their token prefix, a row each.
+
+    `advantages` has one value a turn. A history shown in full gives one row an episode, a bounded
+    one a row a turn.
+    """
+    row: Row | None = None
+    for turn, advantage in zip(trajectory.turns, advantages, strict=True):
+        if not turn.reply_ids:  # the environment failed before the reply
+            continue
+        if row is not None:
+            seen = row.prompt_ids + row.completion_ids
+            if turn.prompt_ids[: len(seen)] == seen:
+                row.extend(turn.prompt_ids[len(seen) :], written=False)
+            else:
+                yield row
+                row = None
+        if row is None:
+            row = Row(list(turn.prompt_ids))
+        row.extend(turn.reply_ids, written=True)
+        row.logprobs += turn.logprobs or [0.0] * len(turn.reply_ids)
+        row.advantages += [advantage] * len(turn.reply_ids)
+    if row is not None:
+        yield row
+
+
+def returns_to_go(rewards: Sequence[float], gamma: float) -> list[float]:
+    """G_t = r_t + gamma G_{t+1} (Sutton and Barto, Reinforcement Learning, eq. 3.9)."""
+    total = 0.0
+    out = []
+    for reward in reversed(rewards):
+        total = reward + gamma * total
+        out.append(total)
+    return out[::-1]
+
+
+def turn_advantages(
+    groups: Sequence[Sequence[Trajectory]], *, credit: Credit, gamma: float, scale_rewards: str
+) -> list[list[list[float]]]:
+    """One advantage for each turn of each trajectory of each group.
+
+    `episode`: the reward minus the group's mean (GRPO, arXiv:2402.03300, section 4.1.2), the same
+    for all turns. `turn`: the return-to-go minus the mean, at the same turn, of the group's members
+    that reach it. `scale_rewards` divides by the standard deviation of the group, of the batch, or
+    by nothing ("none"), as in TRL. A failed trajectory has advantage 0 and counts in no mean.
+    """
+    centred = [_centred(group, credit, gamma) for group in groups]
+    # With one value an episode, long episodes must not weigh more in the deviation.
+    counted = slice(1) if credit is Credit.episode else slice(None)
+    samples = [[a for values in group for a in values[counted]] for group in centred]
+    batch = _deviation([a for group in samples for a in group])
+    scaled = []
+    for group, own in zip(centred, samples, strict=True):
+        scale = {"none": 1.0, "batch": batch, "group": _deviation(own)}[scale_rewards]
+        scaled.append([[a / scale for a in values] for values in group])
+    return [
+        [
+            values or [0.0] * len(trajectory.turns)
+            for values, trajectory in zip(values_of_group, group, strict=True)
+        ]
+        for values_of_group, group in zip(scaled, groups, strict=True)
+    ]
+
+
+def rewards_vary(group: Sequence[Trajectory], *, credit: Credit, gamma: float) -> bool:
+    """Whether a group carries any signal: some advantage in it is not zero."""
+    return any(abs(a) > 1e-9 for values in _centred(group, credit, gamma) for a in values)
+
+
+def _centred(group: Sequence[Trajectory], credit: Credit, gamma: float) -> list[list[float]]:
+    """The worth of each turn minus its baseline; nothing for a failed episode."""
+    if credit is Credit.episode:
+        rewards = [t.reward for t in group if t.reward is not None]
+        mean = fmean(rewards) if rewards else 0.0
+        return [[] if t.reward is None else [t.reward - mean] * len(t.turns) for t in group]
+    values = [
+        [] if t.reward is None else returns_to_go([turn.reward for turn in t.turns], gamma)
+        for t in group
+    ]
+    longest = max((len(v) for v in values), default=0)
+    means = [fmean(v[turn] for v in values if turn < len(v)) for turn in range(longest)]
+    return [[value - mean for value, mean in zip(v, means, strict=False)] for v in values]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return (stdev(values) if len(values) > 1 else 0.0) + 1e-4

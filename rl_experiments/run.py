@@ -1,0 +1,142 @@
+"""The folder of one job: what was run, with what, and what came out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from environments import evaluation_seed, training_seed
+from rl_experiments import checkpoint
+from rl_experiments.check import changed_settings
+from rl_experiments.errors import UserError
+from rl_experiments.files import append_json_lines, keep_json_lines, write_atomically
+from rl_experiments.rollout import Trajectory
+
+_PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
+_PACKAGES += ("hydra-core", "omegaconf", "wandb")
+# What may differ between a run and its resumption: it does not touch what was computed.
+_FREE = ("resume", "trainer.max_steps", "trainer.save_total_limit", "num_examples", "logger")
+_FREE += ("evaluation.batch_size", "gpu", "checks")
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    @classmethod
+    def open(cls, cfg: DictConfig) -> Run:
+        """Begin the run in Hydra's output folder, or go on with it when `resume` is set."""
+        run = cls(Path(HydraConfig.get().runtime.output_dir))
+        text = OmegaConf.to_yaml(cfg)  # interpolations kept: what they stand for may be secret
+        if run.config_file.exists():
+            if not cfg.resume:
+                raise UserError(
+                    f"{run.folder} holds a run; add resume=true or take another name=..."
+                )
+            run._refuse_changes(text)
+        write_atomically(run.config_file, text)
+        if not (run.folder / "run.json").exists():
+            write_atomically(run.folder / "run.json", json.dumps(_record(cfg), indent=1))
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def episodes(self) -> Path:
+        return self.folder / "episodes.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation"
+
+    def rewind(self) -> Path | None:
+        """The checkpoint to go on from, with the records after it dropped; None to start afresh."""
+        found = checkpoint.latest(self.checkpoints)
+        step = checkpoint.step_of(found) if found else 0
+        keep_json_lines(self.metrics, lambda record: record["step"] <= step)
+        # Episodes are recorded when they are played, before the steps that learn from them.
+        keep_json_lines(self.episodes, lambda record: record["step"] < step)
+        return found
+
+    def log_metrics(self, step: int, metrics: dict[str, Any]) -> None:
+        append_json_lines(self.metrics, [{"step": step, **metrics}])
+
+    def log_episodes(self, step: int, episodes: list[Trajectory]) -> None:
+        append_json_lines(self.episodes, [{"step": step, **e.to_json()} for e in episodes])
+
+    def _refuse_changes(self, text: str) -> None:
+        before, now = yaml.safe_load(self.config_file.read_text()), yaml.safe_load(text)
+        changed = [
+            key
+            for key in changed_settings(before, now)
+            if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+        ]
+        if changed:
+            raise UserError(
+                f"{changed[0]} is not what it was when {self.folder} was begun; to resume give the "
+                "settings of then, or take another name=... for a new run"
+            )
+
+
+def _record(cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "overrides": list(HydraConfig.get().overrides.task),
+        "choices": {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k},
+        "git": _git(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "seeds": {
+            "run": cfg.seed,
+            "first training seed": training_seed(cfg.seed, 0),
+            "evaluation": [evaluation_seed(0), evaluation_seed(cfg.num_examples - 1)],
+        },
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the code that runs, and whether the checkout differs from it."""
+    root = Path(__file__).parent
+    try:
+        commit = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
+        return {"commit": commit, "dirty": bool(_output(["git", "-C", str(root), "status", "-s"]))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def command_line() -> str:
+    """The command that began this process, as a person would type it."""
+    return " ".join(["python -m rl_experiments", *sys.argv[1:]])

@@ -1,0 +1,211 @@
+"""The types of every setting; Hydra checks the composed configuration against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, OmegaConf
+
+_PACKAGE = Path(__file__).parent
+# A wheel carries conf/ inside the package; a checkout has it beside the package.
+CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is_dir())
+
+
+class Dtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LossType(Enum):
+    """TRL's names."""
+
+    grpo = "grpo"
+    dr_grpo = "dr_grpo"
+    dapo = "dapo"
+    bnpo = "bnpo"
+    cispo = "cispo"
+    sapo = "sapo"
+    luspo = "luspo"
+    vespo = "vespo"
+
+
+class ScaleRewards(Enum):
+    """What advantages are divided by the standard deviation of."""
+
+    group = "group"
+    batch = "batch"
+    none = "none"
+
+
+class ImportanceSamplingLevel(Enum):
+    token = "token"
+    sequence = "sequence"
+
+
+class Credit(Enum):
+    """How an episode's rewards become advantages."""
+
+    episode = "episode"  # plain GRPO: one advantage for every token of the episode
+    turn = "turn"  # return-to-go of each turn against the group's mean at that turn
+
+
+@dataclass
+class LoraConfig:
+    enabled: bool = True
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: list[str] = field(
+        default_factory=lambda: [
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ]
+    )
+
+
+@dataclass
+class ScratchConfig:
+    """A Qwen3 architecture made at random, with a warm-up on random replies in the right format."""
+
+    hidden_size: int = 64
+    intermediate_size: int = 128
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    initializer_range: float = 0.1  # near 1 / sqrt(hidden_size); 0.02 delays learning
+    warmup_episodes: int = 300
+    warmup_steps: int = 100
+    warmup_learning_rate: float = 3e-3
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    path: str | None = None  # a Hugging Face name or a folder; null with `scratch`
+    scratch: ScratchConfig | None = None
+    dtype: Dtype = Dtype.bfloat16
+    attn_implementation: str = "sdpa"
+    max_length: int = 4096  # tokens of prompt and reply together
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    license: str = "apache-2.0"
+
+
+@dataclass
+class GpuConfig:
+    """Where a job runs. `type: local` is this machine; any other is a Modal GPU."""
+
+    type: str = MISSING
+    count: int = 1
+    fallback: list[str] = field(default_factory=list)
+    cpu: float | None = None  # physical cores
+    memory: int | None = None  # MiB
+    timeout: int = 14400  # seconds an attempt
+    region: str | None = None
+    retries: int = 3
+
+
+@dataclass
+class TrainerConfig:
+    """TRL's own names (`trl.GRPOConfig`); `extra` takes any other of its settings."""
+
+    learning_rate: float = 1e-5
+    max_steps: int = 40  # optimizer steps
+    num_generations: int = 8  # episodes in a group
+    per_device_train_batch_size: int = 8  # episodes
+    gradient_accumulation_steps: int = 1
+    steps_per_generation: int = 1
+    num_iterations: int = 1
+    max_completion_length: int = 128  # new tokens a turn
+    temperature: float = 1.0
+    beta: float = 0.0
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    loss_type: LossType = LossType.dapo
+    scale_rewards: ScaleRewards = ScaleRewards.group
+    importance_sampling_level: ImportanceSamplingLevel = ImportanceSamplingLevel.token
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: str = "constant"
+    warmup_steps: int = 0
+    save_steps: int = 1  # optimizer steps between checkpoints
+    save_total_limit: int = 2
+    gradient_checkpointing: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RewardConfig:
+    credit: Credit = Credit.episode
+    gamma: float = 0.5  # discount a turn, for credit=turn
+
+
+@dataclass
+class ChecksConfig:
+    """When training stops because it cannot be right."""
+
+    max_logp_difference: float = 0.05  # mean |sampler - trainer| log-probability, nats
+    max_invalid: float = 0.9  # share of episodes that end on an unreadable reply
+    patience: int = 5  # generations in a row without a reward that varies, or too many invalid
+
+
+@dataclass
+class EvaluationConfig:
+    temperature: float | None = None  # null: the training temperature
+    batch_size: int = 250  # episodes played at once
+
+
+@dataclass
+class LoggerConfig:
+    report_to: list[str] = field(default_factory=list)
+    project: str = "rl-experiments"
+
+
+@dataclass
+class Config:
+    name: str = MISSING  # of the run: its folder under runs/
+    seed: int = 0
+    resume: bool = False  # go on with the run of this name
+    num_examples: int = 1000  # evaluation episodes
+    checkpoint: str | None = None  # what evaluate and play load instead of the model
+    policy: str | None = None  # a scripted policy, for evaluate and play
+    env: dict[str, Any] = field(default_factory=dict)
+    gpu: GpuConfig = field(default_factory=GpuConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+def default_model(gpu: str, env: str) -> str:
+    """The model when none is named: tiny on this machine, else what the environment recommends."""
+    if gpu == "local":
+        return "tiny"
+    return str(_environment_class(env).recommended_model)
+
+
+def _environment_class(env: str) -> Any:
+    from rl_experiments.environment import environment_class
+
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        if source.is_config(f"env/{env}"):
+            return environment_class(source.load_config(f"env/{env}").config.get("_target_"))
+    raise LookupError(env)
+
+
+def register() -> None:
+    """Make the schema and the `default_model` resolver known to Hydra."""
+    ConfigStore.instance().store("schema", Config)
+    resolver: Callable[..., str] = default_model
+    OmegaConf.register_new_resolver("default_model", resolver, replace=True)

@@ -1,0 +1,229 @@
+"""TRL's GRPOTrainer on episodes: rollouts come in as groups, rows of turns go out to its loss."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+from trl.trainer.utils import pad
+
+from environments import End
+from rl_experiments.checkpoint import seal
+from rl_experiments.errors import UserError
+from rl_experiments.rollout import Rollout, Task, Trajectory
+from rl_experiments.rows import Row, rewards_vary, to_rows, turn_advantages
+from rl_experiments.schema import ChecksConfig, RewardConfig
+
+
+class EpisodeTrainer(GRPOTrainer):
+    """GRPO whose completions are episodes. The dataset's rows are tasks with a `seed` column.
+
+    Loss, batching, logging and optimisation are TRL's; generation and scoring are replaced, and a
+    checkpoint counts only once it is sealed.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        rollout: Callable[[EpisodeTrainer], Rollout],
+        reward: RewardConfig,
+        checks: ChecksConfig,
+        keep_checkpoints: int,
+        on_episodes: Callable[[int, list[Trajectory]], None],
+        **kwargs: Any,
+    ) -> None:
+        # TRL wants a reward function; the environment has rewarded every turn already.
+        super().__init__(*args, reward_funcs=[_environment_reward], **kwargs)
+        self.rollout = rollout(self)
+        self.reward_config = reward
+        self.checks = checks
+        self.keep_checkpoints = keep_checkpoints
+        self.on_episodes = on_episodes
+        self._streaks: Counter[str] = Counter()
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        groups = self._play(inputs)
+        episodes = [episode for group in groups for episode in group]
+        self.on_episodes(self.state.global_step, episodes)
+        advantages = turn_advantages(
+            groups,
+            credit=self.reward_config.credit,
+            gamma=self.reward_config.gamma,
+            scale_rewards=self.args.scale_rewards,
+        )
+        rows = [
+            row
+            for group, values in zip(groups, advantages, strict=True)
+            for episode, per_turn in zip(group, values, strict=True)
+            for row in to_rows(episode, per_turn)
+        ]
+        if not rows:
+            errors = {episode.error for episode in episodes if episode.error}
+            raise UserError(f"env: no episode could be played: {'; '.join(sorted(errors))}")
+        self._log_episodes(groups)
+        batch = self._tensors(rows)
+        self._compare_logps(batch)
+        self._check(groups)
+        return batch
+
+    def _play(self, inputs: list[dict[str, Any]]) -> list[list[Trajectory]]:
+        seeds = [row["seed"] for row in inputs]
+        tasks = [
+            Task(seed, member) for seed, group in groupby(seeds) for member, _ in enumerate(group)
+        ]
+        before = (self.rollout.seconds, self.rollout.environment_seconds, self.rollout.tokens)
+        trajectories = self.rollout.play(tasks)
+        seconds = self.rollout.seconds - before[0]
+        tokens = self.rollout.tokens - before[2]
+        self._record("rollout/tokens", tokens)
+        self._record("time/rollout", seconds)
+        self._record("time/environment", self.rollout.environment_seconds - before[1])
+        self._record("time/tokens_per_second", tokens / seconds)
+        size = self.num_generations
+        return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
+
+    def _tensors(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Rows padded to one width, and with masked rows to a multiple of the mini-batches."""
+        missing = -len(rows) % self.args.steps_per_generation
+        rows = [*rows, *[_masked(rows[0])] * missing]
+        device, pad_id = self.accelerator.device, self._tokenizer.pad_token_id
+
+        def padded(values: list[list[Any]], *, value: float = 0, side: str = "right") -> Any:
+            tensors = [torch.tensor(v) for v in values]
+            return pad(tensors, padding_value=value, padding_side=side).to(device)
+
+        prompts = [row.prompt_ids for row in rows]
+        completions = [row.completion_ids for row in rows]
+        mask = padded([row.mask for row in rows])
+        batch = {
+            "prompt_ids": padded(prompts, value=pad_id, side="left"),
+            "prompt_mask": padded([[1] * len(p) for p in prompts], side="left"),
+            "completion_ids": padded(completions, value=pad_id),
+            "completion_mask": padded([[1] * len(c) for c in completions]),
+            "tool_mask": mask,
+            "advantages": padded([row.advantages for row in rows]),
+            "num_items_in_batch": self.accelerator.gather(mask.sum()).sum(),
+            "sampling_per_token_logps": padded([row.logprobs for row in rows]),
+        }
+        # The behaviour policy of the importance ratio is the sampler itself; `_compare_logps` holds
+        # it to the trainer's policy.
+        batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
+        if self.beta != 0.0:
+            batch["ref_per_token_logps"] = self._reference_logps(batch)
+        return batch
+
+    @torch.no_grad()
+    def _logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities of the completions' tokens: (rows, tokens)."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        logps, _, _ = self._get_per_token_logps_and_entropies(
+            model,
+            ids,
+            mask,
+            batch["completion_ids"].size(1),
+            batch_size=self.args.per_device_train_batch_size,
+        )
+        return logps
+
+    def _reference_logps(self, batch: dict[str, Any]) -> torch.Tensor:
+        if self.ref_model is not None:
+            return self._logps(self.ref_model, batch)
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            return self._logps(self.model, batch)
+
+    def _compare_logps(self, batch: dict[str, Any]) -> None:
+        """Stop when the sampler is not the policy: its log-probabilities are not the trainer's.
+
+        Measured on one mini-batch of rows, spread over the batch.
+        """
+        every = slice(None, None, self.args.steps_per_generation)
+        rows = {name: batch[name][every] for name in batch if name != "num_items_in_batch"}
+        mask = rows["tool_mask"].bool()
+        trained = self._logps(self.model, rows)
+        difference = (trained - rows["sampling_per_token_logps"])[mask].abs()
+        mean = difference.mean().item()
+        self._record("sampling/sampling_logp_difference/mean", mean)
+        self._record("sampling/sampling_logp_difference/max", difference.max().item())
+        limit = self.checks.max_logp_difference
+        if not mean <= limit:
+            raise UserError(
+                f"The sampler and the trainer disagree: mean log-probability difference {mean:.3f} "
+                f"is above checks.max_logp_difference={limit}; the sampler's weights, dtype or "
+                "temperature are not the policy's (try model.dtype=float32)"
+            )
+
+    def _log_episodes(self, groups: Sequence[Sequence[Trajectory]]) -> None:
+        episodes = [episode for group in groups for episode in group]
+        rewards = [episode.reward for episode in episodes if episode.reward is not None]
+        if rewards:
+            tensor = torch.tensor(rewards)
+            self._record("reward", tensor.mean().item())
+            self._record("reward_std", tensor.std().item() if len(rewards) > 1 else 0.0)
+        varied = fmean(self._varies(group) for group in groups)
+        self._record("frac_reward_zero_std", 1.0 - varied)
+        self._record("win_rate", fmean(episode.won for episode in episodes))
+        self._record("turns", fmean(len(episode.turns) for episode in episodes))
+        ends = Counter(episode.end for episode in episodes)
+        for end in End:
+            self._record(f"end/{end}", ends[end] / len(episodes))
+        values = defaultdict(list)
+        for episode in episodes:
+            for name, value in episode.metrics.items():
+                values[name].append(value)
+        for name, found in values.items():
+            self._record(f"env/{name}", fmean(found))
+
+    def _check(self, groups: Sequence[Sequence[Trajectory]]) -> None:
+        """Stop a run that cannot learn, and say why."""
+        episodes = [episode for group in groups for episode in group]
+        invalid = fmean(episode.end is End.INVALID for episode in episodes)
+        patience = self.checks.patience
+        if self._streak("invalid", invalid > self.checks.max_invalid) >= patience:
+            raise UserError(
+                f"The reply format has collapsed: {invalid:.0%} of the episodes ended on a reply "
+                f"that could not be read, {patience} generations in a row; lower "
+                "trainer.learning_rate, raise trainer.max_completion_length, or raise "
+                "checks.max_invalid"
+            )
+        if self._streak("flat", not any(map(self._varies, groups))) >= patience:
+            raise UserError(
+                f"No group's rewards varied in {patience} generations: there is nothing to learn "
+                "from; make the task easier or harder (env.*), raise trainer.num_generations or "
+                "trainer.temperature, or raise checks.patience"
+            )
+
+    def _varies(self, group: Sequence[Trajectory]) -> bool:
+        config = self.reward_config
+        return rewards_vary(group, credit=config.credit, gamma=config.gamma)
+
+    def _streak(self, name: str, happened: bool) -> int:
+        self._streaks[name] = self._streaks[name] + 1 if happened else 0
+        return self._streaks[name]
+
+    def _record(self, name: str, value: float) -> None:
+        self._metrics["train"][name].append(float(value))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        started = time.perf_counter()
+        super()._save_checkpoint(model, trial)
+        seal(self.args.output_dir, step=self.state.global_step, keep=self.keep_checkpoints)
+        self._record("time/checkpoint", time.perf_counter() - started)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card beside each checkpoint: the run folder says what made it."""
+
+
+def _environment_reward(**_: Any) -> list[float]:
+    raise RuntimeError("episodes are rewarded by their environment")
+
+
+def _masked(row: Row) -> Row:
+    """A row that no loss counts."""
+    return Row(row.prompt_ids, row.completion_ids[:1], [0], [0.0], [0.0])
