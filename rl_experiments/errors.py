@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
-import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -14,12 +14,12 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean X?`, or the choices when none is near, or nothing when there are none."""
+    """`; did you mean X?`; the choices when none is near and they are few; else nothing."""
     choices = sorted(set(choices))
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
-    return f" (choose from: {', '.join(choices)})" if choices else ""
+    return f" (choose from: {', '.join(choices)})" if 0 < len(choices) <= 20 else ""
 
 
 def storage_error(error: OSError, *, setting: str = "hydra.sweep.dir") -> UserError:
@@ -46,16 +46,6 @@ def is_storage_error(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (*codes, *more)
 
 
-def pid_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def explain(error: BaseException) -> str:
     """One line for what Hydra and OmegaConf say in several; the setting's name comes first."""
     if isinstance(error, UserError):
@@ -65,7 +55,7 @@ def explain(error: BaseException) -> str:
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    override = next((c.override for c in causes if getattr(c, "override", None)), None)
+    override = _attribute(causes, "override")
     if override:
         return f"{override}: cannot be read; quote it, or see Hydra's override grammar"
     text = "\n".join(str(cause) for cause in causes)
@@ -73,22 +63,25 @@ def explain(error: BaseException) -> str:
         match = re.search(pattern, text, re.DOTALL)
         if match:
             return say(match, causes)
-    return one_line(str(error).split("Config search path")[0])
+    said = [str(cause).split("Config search path")[0] for cause in causes]
+    return one_line(": ".join(dict.fromkeys(said)))
+
+
+def _attribute(causes: list[BaseException], name: str) -> Any:
+    """The first of the causes' attributes of this name that says something."""
+    return next((found for c in causes if (found := getattr(c, name, None))), None)
 
 
 def _no_such_choice(match: re.Match[str], causes: list[BaseException]) -> str:
     group, _, choice = match["path"].rpartition("/")
-    options: list[str] = next((c.options for c in causes if getattr(c, "options", None)), [])
+    options = _attribute(causes, "options") or []
     return f"{group}={choice}: no such choice{did_you_mean(choice, options)}"
 
 
 def _no_such_key(match: re.Match[str], causes: list[BaseException]) -> str:
     key = match["key"]
     parent, _, leaf = key.rpartition(".")
-    node = next(
-        (c.parent_node for c in causes if getattr(c, "parent_node", None) is not None), None
-    )
-    known = [str(name) for name in node] if node is not None and hasattr(node, "keys") else []
+    known = [str(name) for name in _attribute(causes, "parent_node") or []]
     hint = did_you_mean(leaf, known)
     if parent and "did you mean " in hint:
         hint = hint.replace("did you mean ", f"did you mean {parent}.")

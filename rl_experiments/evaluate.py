@@ -68,8 +68,9 @@ class Evaluation:
         """Evaluate a model. `version` tells its weights: episodes of others are not counted."""
 
         def play(tasks: Sequence[Task], keep: Callable[[Trajectory], None]) -> None:
-            with progress.phase(f"evaluate {name}", total=len(self.seeds)) as advance:
-                advance(len(self.seeds) - len(tasks))
+            total = len(self.seeds)
+            done = total - len(tasks)
+            with progress.phase(f"evaluate {name}", total=total, done=done) as advance:
 
                 def on_end(trajectory: Trajectory) -> None:
                     keep(trajectory)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -52,6 +55,7 @@ class Policy:
 
 def load_policy(config: Config, environment: Environment) -> Policy:
     """The checkpoint, else the model of the configuration, on the best device there is."""
+    _quieten()
     if config.checkpoint:
         path = str(checkpoint.find(config.checkpoint))
     elif config.model.scratch is not None:
@@ -103,3 +107,13 @@ def _hub_answers(error: Exception) -> bool:
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     words = ("couldn't connect", "connection", "offline", "cannot find the requested files")
     return not offline and not any(word in str(error).lower() for word in words)
+
+
+def _quieten() -> None:
+    """Keep the libraries' chatter out of the terminal; errors still come as exceptions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("trl", "accelerate", "peft"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -33,10 +33,10 @@ class Progress:
                 yield
 
     @contextmanager
-    def phase(self, name: str, *, total: int, unit: str = "") -> Iterator[Callable[..., None]]:
-        """A bar of `total`. The value is `advance(count, note="")`."""
+    def phase(self, name: str, *, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A bar of `total`, `done` of which an earlier attempt did: `advance(count, note="")`."""
         if self._plain:
-            yield self._plain_advance(name, total)
+            yield self._plain_advance(name, total, done)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -47,26 +47,26 @@ class Progress:
             TextColumn("left"),
         )
         with Bars(*columns, console=self.console, speed_estimate_period=60) as bars:
-            task = bars.add_task(name, total=total, note="")
+            task = bars.add_task(name, total=total, completed=done, note="")
 
             def advance(count: int, note: str | None = None) -> None:
-                fields = {} if note is None else {"note": note}
-                bars.update(task, advance=count, **fields)
+                bars.update(task, advance=count)
+                if note is not None:
+                    bars.update(task, note=note)
 
             yield advance
 
-    def _plain_advance(self, name: str, total: int) -> Callable[..., None]:
-        """Lines for a log: at each note, else at each fifth of the way."""
-        started, done, printed = time.monotonic(), 0, 0
+    def _plain_advance(self, name: str, total: int, begun: int) -> Callable[..., None]:
+        """Lines for a log: one a note, else one each fifth of the way."""
+        started, done, printed = time.monotonic(), begun, begun
 
         def advance(count: int, note: str | None = None) -> None:
             nonlocal done, printed
             done += count
-            if count and (note is not None or (done - printed) * 5 >= total or done == total):
+            if note is not None or (done - printed) * 5 >= total:
                 printed = done
-                seconds = time.monotonic() - started
-                left = seconds / done * (total - done)
-                words = f" {note}" if note else ""
-                self.print(f"{name} {done}/{total}{words} {left:.0f} s left")
+                pace = (time.monotonic() - started) / max(1, done - begun)
+                words = f"  {note}" if note else ""
+                self.print(f"{name} {done}/{total}{words}  {pace * (total - done):.0f} s left")
 
         return advance

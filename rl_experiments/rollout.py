@@ -61,7 +61,7 @@ class Task:
     member: int = 0
 
 
-class _Episode:
+class Episode:
     """An environment in play with the record of it."""
 
     def __init__(self, environment: Environment, task: Task) -> None:
@@ -127,7 +127,7 @@ def play_scripted(
 ) -> Iterable[Trajectory]:
     """Episodes of a scripted policy, whose luck comes from (name, seed, member)."""
     for task in tasks:
-        episode = _Episode(environment, task)
+        episode = Episode(environment, task)
         rng = Random(f"{name}/{task.seed}/{task.member}")
         while not episode.over:
             episode.reply(policy(episode.environment, rng))
@@ -157,22 +157,14 @@ class Rollout:
         """The tasks' trajectories, in order; at most `batch_size` episodes are in play at once."""
         started = time.perf_counter()
         waiting = list(enumerate(tasks))[::-1]
-        playing: dict[int, _Episode] = {}
+        playing: dict[int, Episode] = {}
         done: dict[int, Trajectory] = {}
 
-        def settle(key: int, episode: _Episode) -> None:
+        def settle(key: int, episode: Episode) -> None:
             """Queue the episode's next turn, or take it off the table."""
-            if not episode.over:
-                prompt_ids = self.chat.prompt(episode.exchanges())
-                if len(prompt_ids) + self.max_new_tokens <= self.max_length:
-                    turns = episode.trajectory.turns
-                    turns[-1].prompt_ids = prompt_ids
-                    trajectory = episode.trajectory
-                    stream = f"reply/{trajectory.seed}/{trajectory.member}/{len(turns)}"
-                    self.sampler.submit(Request(key=key, prompt_ids=prompt_ids, stream=stream))
-                    playing[key] = episode
-                    return
-                episode.truncate()
+            if self._submit(key, episode):
+                playing[key] = episode
+                return
             playing.pop(key, None)
             done[key] = episode.trajectory
             if on_end:
@@ -181,7 +173,7 @@ class Rollout:
         while waiting or playing:
             while waiting and (batch_size is None or len(playing) < batch_size):
                 key, task = waiting.pop()
-                settle(key, self._timed(_Episode, self.environment, task))
+                settle(key, self._timed(Episode, self.environment, task))
             if playing:
                 for completion in self.sampler.collect():
                     episode = playing[completion.key]
@@ -190,7 +182,26 @@ class Rollout:
         self.seconds += time.perf_counter() - started
         return [done[key] for key in range(len(tasks))]
 
-    def _record(self, episode: _Episode, completion: Completion) -> None:
+    def take_turn(self, episode: Episode) -> None:
+        """Play one turn of one episode, for somebody who watches."""
+        if self._submit(0, episode):
+            self._record(episode, self.sampler.collect()[0])
+
+    def _submit(self, key: int, episode: Episode) -> bool:
+        """Queue the episode's present turn; False when it is over, or has grown too long."""
+        if episode.over:
+            return False
+        prompt_ids = self.chat.prompt(episode.exchanges())
+        if len(prompt_ids) + self.max_new_tokens > self.max_length:
+            episode.truncate()
+            return False
+        trajectory = episode.trajectory
+        trajectory.turns[-1].prompt_ids = prompt_ids
+        stream = f"reply/{trajectory.seed}/{trajectory.member}/{len(trajectory.turns)}"
+        self.sampler.submit(Request(key=key, prompt_ids=prompt_ids, stream=stream))
+        return True
+
+    def _record(self, episode: Episode, completion: Completion) -> None:
         turn = episode.trajectory.turns[-1]
         turn.reply_ids = completion.token_ids
         turn.logprobs = completion.logprobs

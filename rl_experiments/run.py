@@ -23,11 +23,15 @@ from rl_experiments.errors import UserError
 from rl_experiments.files import append_json_lines, keep_json_lines, write_atomically
 from rl_experiments.rollout import Trajectory
 
-_PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
-_PACKAGES += ("hydra-core", "omegaconf", "wandb")
+_PACKAGES = (
+    *("torch", "trl", "transformers", "peft", "accelerate", "datasets"),
+    *("hydra-core", "omegaconf", "wandb"),
+)
 # What may differ between a run and its resumption: it does not touch what was computed.
-_FREE = ("resume", "trainer.max_steps", "trainer.save_total_limit", "num_examples", "logger")
-_FREE += ("evaluation.batch_size", "gpu", "checks")
+_FREE = (
+    *("resume", "trainer.max_steps", "trainer.save_total_limit", "num_examples", "logger"),
+    *("evaluation.batch_size", "gpu", "checks"),
+)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _environment_class(env: str) -> Any:
 
     for source in GlobalHydra.instance().config_loader().get_sources():
         if source.is_config(f"env/{env}"):
-            return environment_class(source.load_config(f"env/{env}").config.get("_target_"))
+            return environment_class(source.load_config(f"env/{env}").config["_target_"])
     raise LookupError(env)
 
 

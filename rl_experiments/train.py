@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -40,7 +38,6 @@ def train(cfg: DictConfig) -> float:
 def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     config, environment = experiment.config, experiment.environment
     with progress.status("loading PyTorch and TRL"):
-        _quieten()
         from rl_experiments.policy import load_policy
 
         arguments = _arguments(config, run)
@@ -61,10 +58,10 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     trainer = _trainer(experiment, run, policy, arguments, progress)
     steps = config.trainer.max_steps
     found = run.rewind()
-    if found and checkpoint.step_of(found) > steps:
-        raise UserError(f"trainer.max_steps={steps}: {run.folder} has come to {found.name} already")
-    with progress.phase("train", total=steps) as advance:
-        advance(checkpoint.step_of(found) if found else 0)
+    done = checkpoint.step_of(found) if found else 0
+    if done > steps:
+        raise UserError(f"trainer.max_steps={steps}: {run.folder} has come to step {done} already")
+    with progress.phase("train", total=steps, done=done) as advance:
         trainer.add_callback(_reporter(run, config, advance))
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))
@@ -192,17 +189,3 @@ def _stopped(run: Run) -> str:
 def _resume_command() -> str:
     command = command_line()
     return command if "resume=true" in command else f"{command} resume=true"
-
-
-def _quieten() -> None:
-    """Keep the libraries' chatter out of the terminal; errors still come as exceptions."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("trl", "accelerate", "peft"):
-        logging.getLogger(name).setLevel(logging.ERROR)

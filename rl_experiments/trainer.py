@@ -123,6 +123,7 @@ class EpisodeTrainer(GRPOTrainer):
         """Log-probabilities of the completions' tokens: (rows, tokens)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        logps: torch.Tensor
         logps, _, _ = self._get_per_token_logps_and_entropies(
             model,
             ids,
