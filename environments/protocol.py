@@ -95,8 +95,8 @@ ScriptedPolicy = Callable[[Any, Random], str]
 
 # Training seeds are even, evaluation seeds odd: no run can train on what it is evaluated on.
 def training_seed(run_seed: int, index: int) -> int:
-    """The seed of the `index`-th training task of a run; runs have ranges of their own."""
-    return 2 * ((run_seed << 40) + index)
+    """The seed of the `index`-th training task of a run: runs have ranges of 2^32 of their own."""
+    return 2 * ((run_seed << 32) + index)
 
 
 def evaluation_seed(index: int) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Contents that mark the places of the messages in a rendered template.
 _FIRST, _REPLY, _NEXT = "\x01first\x01", "\x01reply\x01", "\x01next\x01"

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from environments import Environment
+from rl_experiments import checkpoint
 from rl_experiments.environment import build_environment
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.schema import Config, TrainerConfig
@@ -35,7 +36,9 @@ def check(cfg: DictConfig) -> Experiment:
         raise UserError(
             f"policy={config.policy}: {config.env.get('name')} has no such policy{hint}"
         )
-    if config.model.path is None and config.model.scratch is None and not config.checkpoint:
+    if config.checkpoint:
+        checkpoint.find(config.checkpoint)
+    elif config.model.path is None and config.model.scratch is None:
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
     if config.gpu.type != "local":
         raise UserError(
@@ -116,6 +119,8 @@ def _check_numbers(config: Config) -> None:
         value = getattr(trainer, name)
         if not value > 0:
             raise UserError(f"trainer.{name}={value}: must be above 0")
+    if not 0 <= config.seed < 2**30:
+        raise UserError(f"seed={config.seed}: must be from 0 to {2**30 - 1}")
     if not 0 <= config.reward.gamma <= 1:
         raise UserError(f"reward.gamma={config.reward.gamma}: must be from 0 to 1")
     _at_least("num_examples", config.num_examples, 1)

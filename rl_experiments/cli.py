@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl_experiments.errors import UserError, explain, is_storage_error, storage_error
-from rl_experiments.schema import CONF_DIR, register
+from rl_experiments.schema import CONF_DIR, CONFIG_FILE, register
 
 RUNS = Path("runs")
 
@@ -93,11 +95,20 @@ def _run_job(verb: str, overrides: list[str], *, full: bool) -> None:
             if line is None or full:
                 raise
             failures.append(line)
+            _drop_unopened(Path(HydraConfig.get().runtime.output_dir))
             return None  # the sweep's other jobs go on
 
     hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")(task)()
     if failures:
         _exit("\n".join(failures))
+
+
+def _drop_unopened(folder: Path) -> None:
+    """Remove the output folder of a job that was refused before its run was opened."""
+    if not (folder / CONFIG_FILE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if not any(path.is_dir() for path in folder.parent.glob("*")):
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def _function(verb: str) -> Callable[..., object]:

@@ -10,10 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig
+from rich import box
 from rich.table import Table
 
 from environments import Environment, evaluation_seed
-from rl_experiments import intervals
+from rl_experiments import checkpoint, intervals
 from rl_experiments.check import check
 from rl_experiments.errors import UserError
 from rl_experiments.files import (
@@ -128,34 +129,25 @@ class Evaluation:
         return wins, rewards
 
     def table(self) -> Table:
-        table = Table(title=f"{len(self.seeds)} unseen seeds, the same for every policy")
-        table.add_column("policy")
-        for column in ("n", "win rate", "95 % interval", "reward", "95 % interval", "turns"):
-            table.add_column(column, justify="right")
+        title = f"{len(self.seeds)} unseen seeds, the same for every policy; 95 % intervals"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        table.add_column("policy", no_wrap=True)
+        for column in ("n", "win rate", "mean reward", "turns"):
+            table.add_column(column, justify="right", no_wrap=True)
         for result in self.results.values():
-            reward = result.reward
             table.add_row(
                 result.policy,
                 str(result.n),
-                f"{result.win_rate.value:.3f}",
-                f"{result.win_rate.low:.3f} to {result.win_rate.high:.3f}",
-                f"{reward.value:.3f}" if reward else "-",
-                f"{reward.low:.3f} to {reward.high:.3f}" if reward else "-",
+                _cell(result.win_rate),
+                _cell(result.reward),
                 f"{result.turns:.1f}",
                 style="bold" if result.policy == "after" else "",
             )
         if {"before", "after"} <= self.results.keys():
             win, reward = self.difference("before", "after")
             table.add_section()
-            table.add_row(
-                "after - before",
-                "paired",
-                f"{win.value:+.3f}",
-                f"{win.low:+.3f} to {win.high:+.3f}",
-                f"{reward.value:+.3f}",
-                f"{reward.low:+.3f} to {reward.high:+.3f}",
-                "",
-            )
+            pairs = str(len(self.seeds))
+            table.add_row("after - before, paired", pairs, _cell(win, "+"), _cell(reward, "+"), "")
         return table
 
 
@@ -194,7 +186,7 @@ def _evaluate_model(
 
     with progress.status("loading the model"):
         policy = load_policy(config, environment)
-    name = Path(config.checkpoint).name if config.checkpoint else config.model.name
+    name = checkpoint.find(config.checkpoint).name if config.checkpoint else config.model.name
     if name in environment.baselines:
         raise UserError(f"checkpoint={config.checkpoint}: named like a scripted policy; rename it")
     return evaluation.policy(
@@ -210,6 +202,13 @@ def evaluation_temperature(config: Config) -> float:
     """The training temperature unless told otherwise."""
     chosen = config.evaluation.temperature
     return config.trainer.temperature if chosen is None else chosen
+
+
+def _cell(estimate: Estimate | None, sign: str = "") -> str:
+    if estimate is None:
+        return "-"
+    value, low, high = (format(number, f"{sign}.3f") for number in estimate)
+    return f"{value}  {low} to {high}"
 
 
 def _record(trajectory: Trajectory) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from rl_experiments import checkpoint
 from rl_experiments.chat import Chat
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.rollout import Rollout
-from rl_experiments.sampler import TransformersSampler
 from rl_experiments.schema import Config, ModelConfig
 from rl_experiments.scratch import scratch_model
+from rl_experiments.transformers_sampler import TransformersSampler
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from rl_experiments.check import changed_settings
 from rl_experiments.errors import UserError
 from rl_experiments.files import append_json_lines, keep_json_lines, write_atomically
 from rl_experiments.rollout import Trajectory
+from rl_experiments.schema import CONFIG_FILE
 
 _PACKAGES = (
     *("torch", "trl", "transformers", "peft", "accelerate", "datasets"),
@@ -56,7 +57,7 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        return self.folder / "config.yaml"
+        return self.folder / CONFIG_FILE
 
     @property
     def checkpoints(self) -> Path:

@@ -16,6 +16,8 @@ _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout has it beside the package.
 CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is_dir())
 
+CONFIG_FILE = "config.yaml"  # in a run's folder: what was composed
+
 
 class Dtype(Enum):
     float32 = "float32"
@@ -82,7 +84,7 @@ class ScratchConfig:
     head_dim: int = 32
     initializer_range: float = 0.1  # near 1 / sqrt(hidden_size); 0.02 delays learning
     warmup_episodes: int = 300
-    warmup_steps: int = 100
+    warmup_steps: int = 150
     warmup_learning_rate: float = 3e-3
 
 

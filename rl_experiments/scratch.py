@@ -150,7 +150,7 @@ def warm_up(
 
 def _random_episodes(environment: Environment, count: int, seed: int) -> list[Trajectory]:
     # Tasks far beyond those that a run of any length trains on.
-    tasks = [Task(training_seed(seed, (1 << 39) + i)) for i in range(count)]
+    tasks = [Task(training_seed(seed, (1 << 31) + i)) for i in range(count)]
     policy = environment.baselines["random"]
     return list(play_scripted(environment, policy, tasks, name=f"warm-up/{seed}"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -16,6 +16,9 @@ from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
 from rl_experiments.run import Run, command_line
 from rl_experiments.schema import Config, default_model
+
+if TYPE_CHECKING:
+    from rl_experiments.policy import Policy
 
 _EPISODES_KEPT = 2  # of each generation, in episodes.jsonl
 
@@ -40,7 +43,7 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     with progress.status("loading PyTorch and TRL"):
         from rl_experiments.policy import load_policy
 
-        arguments = _arguments(config, run)
+        arguments = trainer_arguments(config, run)
     with progress.status("loading the model (made at random and warmed up, the first time)"):
         policy = load_policy(config, environment)
     evaluation = Evaluation(run.evaluation, environment, config.num_examples)
@@ -55,7 +58,7 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
         evaluation.save()
 
     evaluate_policy("before", "step 0", policy.model)
-    trainer = _trainer(experiment, run, policy, arguments, progress)
+    trainer = build_trainer(experiment, run, policy, arguments)
     steps = config.trainer.max_steps
     found = run.rewind()
     done = checkpoint.step_of(found) if found else 0
@@ -69,7 +72,7 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     return evaluation
 
 
-def _arguments(config: Config, run: Run) -> Any:
+def trainer_arguments(config: Config, run: Run) -> Any:
     """TRL's arguments from the `trainer` settings."""
     import dataclasses
 
@@ -110,9 +113,8 @@ def _arguments(config: Config, run: Run) -> Any:
         raise UserError(f"trainer: {one_line(str(error))}") from None
 
 
-def _trainer(
-    experiment: Experiment, run: Run, policy: Any, arguments: Any, progress: Progress
-) -> Any:
+def build_trainer(experiment: Experiment, run: Run, policy: Policy, arguments: Any) -> Any:
+    """The trainer of the policy on the experiment's episodes, its checkpoints in the run."""
     from datasets import Dataset
     from transformers import PrinterCallback
 
@@ -156,6 +158,8 @@ def _reporter(run: Run, config: Config, advance: Any) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
             if "loss" not in logs:  # the summary at the end
                 return
+            # What differs between two equal runs has names of its own.
+            logs["time/step"] = logs.pop("step_time")
             run.log_metrics(state.global_step, logs)
             speed = logs["time/tokens_per_second"]
             advance(

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Two processes with two threads each would spend their time waiting for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # An experiment of a few seconds: real model, real TRL, few and short episodes.
 SMALL = [
     "num_examples=12",
@@ -28,9 +31,9 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def program_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One torch thread, so that tests can share the machine; a cache shared by the tests alone."""
+    """The variables of the programs that the tests run; the cache is the tests' own."""
     cache = tmp_path_factory.mktemp("cache")
-    quiet = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
+    quiet = {"XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
     return {**os.environ, **quiet, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 

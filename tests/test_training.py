@@ -1,0 +1,206 @@
+"""Training from the command line: what it leaves, that it repeats, that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch import equal
+
+from rl_experiments.checkpoint import is_whole, latest
+from tests.conftest import SMALL, Program, command
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The metrics without what a clock has measured."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that two equal runs have in common: weights, metrics, episodes, evaluation."""
+    newest = latest(run / "checkpoints")
+    assert newest is not None
+    return {
+        "checkpoint": newest.name,
+        "weights": load_file(next(newest.glob("*model.safetensors"))),
+        "metrics": metrics(run),
+        "episodes": (run / "episodes.jsonl").read_text(),
+        "evaluation": (run / "evaluation.json").read_text(),
+    }
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    weights = first.pop("weights"), second.pop("weights")
+    assert first == second
+    assert weights[0].keys() == weights[1].keys()
+    assert all(equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, program_environment: dict[str, str]
+) -> tuple[Path, str]:
+    """The run folder and the output of one small experiment."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    done = subprocess.run(
+        command([*SMALL, "name=one", "trainer.max_steps=8"]),
+        cwd=cwd,
+        env=program_environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return cwd / "runs/one/0", done.stdout
+
+
+def test_a_run_shows_its_progress_and_its_table(undisturbed: tuple[Path, str]) -> None:
+    run, output = undisturbed
+    assert "Model: tiny (gpu=local; model=... chooses another)" in output
+    assert "train 8/8  reward" in output and "tokens/s" in output and "s left" in output
+    for policy in ("random", "random_legal", "corner_order", "merge_greedy", "before", "after"):
+        assert any(line.split()[:2] == [policy, "12"] for line in output.splitlines())
+    assert "after - before, paired" in output
+    assert output.rstrip().endswith(f"Run folder: {run}")
+
+
+def test_a_run_folder_tells_what_was_run_and_what_came_out(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 8 and config["env"]["win_value"] == 32
+    record = json.loads((run / "run.json").read_text())
+    assert record["packages"]["trl"] and record["overrides"][0] == "num_examples=12"
+    assert set(record["git"]) == {"commit", "dirty"} and record["seeds"]["run"] == 0
+    assert [line["step"] for line in metrics(run)] == [2, 4, 6, 8]
+    assert all(0 <= line["win_rate"] <= 1 and "grad_norm" in line for line in metrics(run))
+    episodes = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    assert episodes[0]["turns"][0]["observation"].startswith(("_", "2", "4"))
+    assert all(episode["seed"] % 2 == 0 for episode in episodes)
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["checkpoint-6", "checkpoint-8"]
+    summary = json.loads((run / "evaluation.json").read_text())
+    assert [policy["policy"] for policy in summary["policies"]][-2:] == ["before", "after"]
+    for policy in summary["policies"]:
+        lines = (run / f"evaluation/{policy['policy']}.jsonl").read_text().splitlines()
+        played = [json.loads(line) for line in lines]
+        assert sorted(episode["seed"] for episode in played) == list(range(1, 24, 2))
+        won = sum(episode["won"] for episode in played) / 12
+        assert policy["win_rate"]["value"] == pytest.approx(won)
+
+
+def test_the_same_seed_repeats_and_another_does_not(
+    undisturbed: tuple[Path, str], program: Program, tmp_path: Path
+) -> None:
+    small = [*SMALL, "trainer.max_steps=8"]
+    assert program(*small, "name=again").returncode == 0
+    assert_same(outcome(undisturbed[0]), outcome(tmp_path / "runs/again/0"))
+    assert program(*small, "name=other", "seed=1").returncode == 0
+    assert metrics(tmp_path / "runs/other/0") != metrics(undisturbed[0])
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    undisturbed: tuple[Path, str],
+    program: Program,
+    program_environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    arguments = [*SMALL, "name=killed", "trainer.max_steps=8"]
+    run = tmp_path / "runs/killed/0"
+    moments = [
+        (run / "evaluation/before.jsonl", 5),  # while the policy before is evaluated
+        (run / "metrics.jsonl", 1),  # in training, the first checkpoint just due
+        (run / "metrics.jsonl", 3),
+    ]
+    for file, lines in moments:
+        kill_when(file, lines, arguments, cwd=tmp_path, env=program_environment)
+        arguments = [*arguments, "resume=true"] if "resume=true" not in arguments else arguments
+    # Torn as by a kill during a save: the resumed run has to pass it over.
+    torn = run / "checkpoints/checkpoint-8"
+    torn.mkdir(exist_ok=True)
+    (torn / "model.safetensors").write_bytes(b"torn")
+    done = program(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_same(outcome(undisturbed[0]), outcome(run))
+
+
+def kill_when(
+    file: Path, lines: int, arguments: list[str], *, cwd: Path, env: dict[str, str]
+) -> None:
+    """Run the program and SIGKILL it as soon as the file has that many lines."""
+    process = subprocess.Popen(
+        command(arguments), cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (file.exists() and file.read_text().count("\n") >= lines):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_changed_setting_is_no_resumption(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    done = subprocess.run(
+        command([*SMALL, "name=one", "trainer.max_steps=8", "env.hints=false", "resume=true"]),
+        cwd=run.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("env.hints is not what it was")
+
+
+def test_a_tampered_checkpoint_is_not_whole(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    import shutil
+
+    source = latest(undisturbed[0] / "checkpoints")
+    assert source is not None and is_whole(source)
+    copy = tmp_path / "checkpoint-8"
+    shutil.copytree(source, copy)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert not is_whole(copy) and latest(tmp_path) is None
+
+
+def test_a_checkpoint_is_evaluated_and_watched(
+    undisturbed: tuple[Path, str], program: Program, tmp_path: Path
+) -> None:
+    run, _ = undisturbed
+    done = program(*SMALL, "evaluate", f"checkpoint={run}", "name=e")
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = json.loads((tmp_path / "runs/e/0/evaluation.json").read_text())
+    trained = json.loads((run / "evaluation.json").read_text())
+    found = next(p for p in summary["policies"] if p["policy"] == "checkpoint-8")
+    assert found["win_rate"] == trained["policies"][-1]["win_rate"]
+    assert found["reward"] == trained["policies"][-1]["reward"]
+    watched = program(*SMALL, "play", f"checkpoint={run}")
+    assert watched.returncode == 0 and "<move>" in watched.stdout
+
+
+VARIANTS = {
+    "lora": ["model.lora.enabled=true"],
+    "full history": ["env.earlier_turns=null", "reward.credit=episode", "env.max_moves=4"],
+    "bounded history, KL, reuse": ["env.earlier_turns=1", "trainer.beta=0.1", "env.max_moves=4"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_train_and_change_the_weights(
+    variant: str, program: Program, tmp_path: Path
+) -> None:
+    extra = ["trainer.num_iterations=2", "trainer.save_steps=4", "num_examples=4"]
+    done = program(*SMALL, *extra, *VARIANTS[variant], "name=v")
+    assert (done.returncode, done.stderr) == (0, "")
+    run = tmp_path / "runs/v/0"
+    (last,) = metrics(run)
+    assert last["grad_norm"] > 0 and last["sampling/sampling_logp_difference/mean"] < 1e-3
+    assert (latest(run / "checkpoints") or run).name == "checkpoint-4"
