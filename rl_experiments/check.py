@@ -13,6 +13,9 @@ from rl_experiments.environment import build_environment
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.schema import Config, TrainerConfig
 
+# TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
+_NOT_SAMPLED = ("top_k", "top_p", "min_p", "repetition_penalty", "generation_kwargs", "use_vllm")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -102,6 +105,11 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     for key in trainer.extra:
         if hasattr(trainer, key):
             raise UserError(f"trainer.extra.{key}: this is a setting of its own, trainer.{key}")
+        if key in _NOT_SAMPLED or key.startswith("vllm_"):
+            raise UserError(
+                f"trainer.extra.{key}: has no effect; replies are drawn from the policy's whole "
+                "distribution, as the importance ratios need (trainer.temperature shapes it)"
+            )
 
 
 def _check_numbers(config: Config) -> None:

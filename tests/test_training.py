@@ -188,7 +188,7 @@ def test_a_checkpoint_is_evaluated_and_watched(
 
 VARIANTS = {
     "lora": ["model.lora.enabled=true"],
-    "full history": ["env.earlier_turns=null", "reward.credit=episode", "env.max_moves=4"],
+    "full history": ["env.earlier_turns=null", "reward.credit=episode", "env.max_moves=6"],
     "bounded history, KL, reuse": ["env.earlier_turns=1", "trainer.beta=0.1", "env.max_moves=4"],
 }
 
@@ -198,6 +198,7 @@ def test_variants_train_and_change_the_weights(
     variant: str, program: Program, tmp_path: Path
 ) -> None:
     extra = ["trainer.num_iterations=2", "trainer.save_steps=4", "num_examples=4"]
+    extra += ["model.scratch.warmup_steps=60"]
     done = program(*SMALL, *extra, *VARIANTS[variant], "name=v")
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "runs/v/0"

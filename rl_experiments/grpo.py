@@ -1,0 +1,109 @@
+"""From the `trainer` settings to TRL: its arguments, the trainer, and what it reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig
+
+from environments import training_seed
+from rl_experiments.check import Experiment, generation_steps
+from rl_experiments.errors import UserError, did_you_mean, one_line
+from rl_experiments.policy import Policy, lora_config
+from rl_experiments.run import Run
+from rl_experiments.schema import Config
+from rl_experiments.trainer import EpisodeTrainer
+
+_EPISODES_KEPT = 2  # of each generation, in episodes.jsonl
+
+
+def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
+    """TRL's arguments from the `trainer` settings."""
+    own = {field.name for field in dataclasses.fields(config.trainer)} - {"extra"}
+    settings = {name: getattr(config.trainer, name) for name in own}
+    settings = {k: getattr(v, "value", v) for k, v in settings.items()}  # enums by their value
+    settings["save_total_limit"] = None  # old checkpoints go once a new one is whole
+    known = {field.name for field in dataclasses.fields(GRPOConfig)}
+    for key in config.trainer.extra:
+        if key not in known:
+            raise UserError(
+                f"trainer.extra.{key}: TRL has no such setting{did_you_mean(key, known)}"
+            )
+    if "wandb" in config.logger.report_to:
+        os.environ.setdefault("WANDB_PROJECT", config.logger.project)
+        if not os.environ.get("WANDB_API_KEY"):
+            os.environ.setdefault("WANDB_MODE", "offline")
+    try:
+        return GRPOConfig(
+            output_dir=str(run.checkpoints),
+            run_name=run.folder.parent.name + "-" + run.folder.name,
+            seed=config.seed,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=config.model.dtype.value == "bfloat16" and torch.cuda.is_available(),
+            logging_steps=generation_steps(config.trainer),
+            logging_nan_inf_filter=False,
+            shuffle_dataset=False,  # the seeds are random as they are
+            report_to=list(config.logger.report_to) or "none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **settings,
+            **config.trainer.extra,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"trainer: {one_line(str(error))}") from None
+
+
+def build_trainer(
+    experiment: Experiment, run: Run, policy: Policy, arguments: GRPOConfig
+) -> EpisodeTrainer:
+    """The trainer of the policy on the experiment's episodes, its checkpoints in the run."""
+    config = experiment.config
+    groups = arguments.generation_batch_size // arguments.num_generations
+    generations = -(-arguments.max_steps // generation_steps(config.trainer))
+    seeds = [training_seed(config.seed, index) for index in range(groups * generations)]
+    trainer = EpisodeTrainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": [""] * len(seeds), "seed": seeds}),
+        processing_class=policy.tokenizer,
+        peft_config=lora_config(config.model),
+        rollout=lambda trainer: policy.rollout(
+            config,
+            experiment.environment,
+            temperature=config.trainer.temperature,
+            model=trainer.model,
+        ),
+        reward=config.reward,
+        checks=config.checks,
+        keep_checkpoints=config.trainer.save_total_limit,
+        on_episodes=lambda step, episodes: run.log_episodes(step, episodes[:_EPISODES_KEPT]),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class Reporter(TrainerCallback):
+    """Writes the metrics of each generation and moves the progress line."""
+
+    def __init__(self, run: Run, advance: Callable[..., None]) -> None:
+        self.run = run
+        self.advance = advance
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        # What differs between two equal runs has names of its own.
+        logs["time/step"] = logs.pop("step_time")
+        self.run.log_metrics(state.global_step, logs)
+        speed = logs["time/tokens_per_second"]
+        note = f"reward {logs['reward']:.3f}  win {logs['win_rate']:.0%}  {speed:,.0f} tokens/s"
+        self.advance(0, note=note)
