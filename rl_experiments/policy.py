@@ -24,7 +24,7 @@ from rl_experiments.chat import Chat
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.rollout import Rollout
 from rl_experiments.schema import Config, ModelConfig
-from rl_experiments.scratch import scratch_model
+from rl_experiments.scratch import best_device, scratch_model
 from rl_experiments.transformers_sampler import TransformersSampler
 
 
@@ -79,7 +79,7 @@ def load_policy(config: Config, environment: Environment) -> Policy:
         raise UserError(f"{named}={path}: cannot be loaded: {one_line(str(error))[:300]}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Policy(model.to(_device()), tokenizer)
+    return Policy(model.to(best_device()), tokenizer)
 
 
 def lora_config(model: ModelConfig) -> Any:
@@ -96,10 +96,6 @@ def lora_config(model: ModelConfig) -> Any:
         target_modules=list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _hub_answers(error: Exception) -> bool:

@@ -46,7 +46,8 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
     identity = {
         "version": _VERSION,
         "libraries": [torch.__version__, transformers.__version__],
-        "threads": torch.get_num_threads(),  # sums in another order give other weights
+        # Sums in another order give other weights.
+        "device": [best_device().type, torch.get_num_threads()],
         "scratch": asdict(scratch),
         "seed": seed,
         "system_prompt": environment.system_prompt,
@@ -57,7 +58,7 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
     folder = cache_folder() / f"{environment.__class__.__name__.lower()}-{digest}"
     if not folder.exists():
         tokenizer = word_tokenizer(_texts(environment, episodes))
-        model = _random_model(scratch, tokenizer, seed)
+        model = _random_model(scratch, tokenizer, seed).to(best_device())
         warm_up(
             model,
             Chat(tokenizer, environment.system_prompt, environment.tools),
@@ -69,6 +70,10 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
         )
         _save(model, tokenizer, folder)
     return folder
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cache_folder() -> Path:
