@@ -1,7 +1,13 @@
-"""How long an environment takes for a turn: `python -m benchmarks.environment_cost`."""
+"""What an environment costs: a turn by itself, and its share of the rollouts of given runs.
+
+python -m benchmarks.environment_cost [RUN_FOLDER ...]
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from random import Random
 from time import perf_counter
 
@@ -28,10 +34,19 @@ def environment_seconds_per_turn(env: Environment, episodes: int) -> float:
     return seconds / turns
 
 
+def share_of_rollouts(run: Path) -> float:
+    """The environment's part of the time that a run's training spent on rollouts."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    environment = sum(line["time/environment"] for line in lines)
+    return float(environment / sum(line["time/rollout"] for line in lines))
+
+
 def main() -> None:
     for hints in (False, True):
         seconds = environment_seconds_per_turn(Game2048(hints=hints), 300)
         print(f"game2048 hints={hints}: {seconds * 1e6:.1f} us a turn, {1 / seconds:,.0f} turns/s")
+    for folder in sys.argv[1:]:
+        print(f"{folder}: {share_of_rollouts(Path(folder)):.2%} of the rollouts' time")
 
 
 if __name__ == "__main__":

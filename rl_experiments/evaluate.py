@@ -130,7 +130,7 @@ class Evaluation:
 
     def table(self) -> Table:
         title = f"{len(self.seeds)} unseen seeds, the same for every policy; 95 % intervals"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         table.add_column("policy", no_wrap=True)
         for column in ("n", "win rate", "mean reward", "turns"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -146,8 +146,7 @@ class Evaluation:
         if {"before", "after"} <= self.results.keys():
             win, reward = self.difference("before", "after")
             table.add_section()
-            pairs = str(len(self.seeds))
-            table.add_row("after - before, paired", pairs, _cell(win, "+"), _cell(reward, "+"), "")
+            table.add_row("after - before", "paired", _cell(win, "+"), _cell(reward, "+"), "")
         return table
 
 

@@ -33,10 +33,15 @@ class Progress:
                 yield
 
     @contextmanager
-    def phase(self, name: str, *, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar of `total`, `done` of which an earlier attempt did: `advance(count, note="")`."""
+    def phase(
+        self, name: str, *, total: int, done: int = 0, noted: bool = False
+    ) -> Iterator[Callable[..., None]]:
+        """A bar of `total`, `done` of which an earlier attempt did: `advance(count, note="")`.
+
+        Where there is no terminal, it prints a line for each fifth, or for each note if `noted`.
+        """
         if self._plain:
-            yield self._plain_advance(name, total, done)
+            yield self._plain_advance(name, total, done, noted)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -56,14 +61,13 @@ class Progress:
 
             yield advance
 
-    def _plain_advance(self, name: str, total: int, begun: int) -> Callable[..., None]:
-        """Lines for a log: one a note, else one each fifth of the way."""
+    def _plain_advance(self, name: str, total: int, begun: int, noted: bool) -> Callable[..., None]:
         started, done, printed = time.monotonic(), begun, begun
 
         def advance(count: int, note: str | None = None) -> None:
             nonlocal done, printed
             done += count
-            if note is not None or (done - printed) * 5 >= total:
+            if note is not None if noted else (done - printed) * 5 >= total:
                 printed = done
                 pace = (time.monotonic() - started) / max(1, done - begun)
                 words = f"  {note}" if note else ""
