@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,12 @@ VERBS = {
     ),
 }
 
+# Hydra's flags whose next word is theirs: `--cfg job`.
+_FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"),
+    *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd"),
+)
+
 
 def main() -> None:
     """The console script and `python -m rl_experiments`."""
@@ -69,14 +76,21 @@ def main() -> None:
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, which may stand anywhere, and the rest."""
-    verbs = [word for word in arguments if word in VERBS]
-    words = [word for word in arguments if re.fullmatch(r"[a-z_]+", word) and word not in VERBS]
-    if words and not arguments[0].startswith("-"):
-        _exit(f"{words[0]}: no such verb (choose from: {', '.join(VERBS)})")
-    if len(verbs) > 1:
-        _exit(f"{' and '.join(verbs)}: give one verb")
-    rest = [word for word in arguments if word not in VERBS]
-    return (verbs[0] if verbs else "train"), rest
+    bare = [
+        word
+        for before, word in pairwise(["", *arguments])
+        if re.fullmatch(r"[A-Za-z_]+", word) and before not in _FLAGS_WITH_VALUE
+    ]
+    unknown = [word for word in bare if word not in VERBS]
+    if unknown:
+        _exit(f"{unknown[0]}: no such verb (choose from: {', '.join(VERBS)})")
+    if len(bare) > 1:
+        _exit(f"{' and '.join(bare)}: give one verb")
+    verb = bare[0] if bare else "train"
+    rest = list(arguments)
+    if bare:
+        rest.remove(verb)
+    return verb, rest
 
 
 def _run_job(verb: str, overrides: list[str], *, full: bool) -> None:
