@@ -132,7 +132,7 @@ class Evaluation:
         title = f"{len(self.seeds)} unseen seeds, the same for every policy; 95 % intervals"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         table.add_column("policy", no_wrap=True)
-        for column in ("n", "win rate", "mean reward", "turns"):
+        for column in ("n", "win rate", "mean reward"):
             table.add_column(column, justify="right", no_wrap=True)
         for result in self.results.values():
             table.add_row(
@@ -140,13 +140,12 @@ class Evaluation:
                 str(result.n),
                 _cell(result.win_rate),
                 _cell(result.reward),
-                f"{result.turns:.1f}",
                 style="bold" if result.policy == "after" else "",
             )
         if {"before", "after"} <= self.results.keys():
             win, reward = self.difference("before", "after")
             table.add_section()
-            table.add_row("after - before", "paired", _cell(win, "+"), _cell(reward, "+"), "")
+            table.add_row("after - before", "paired", _cell(win, "+"), _cell(reward, "+"))
         return table
 
 

@@ -37,6 +37,7 @@ def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
             )
     if "wandb" in config.logger.report_to:
         os.environ.setdefault("WANDB_PROJECT", config.logger.project)
+        os.environ.setdefault("WANDB_DIR", str(run.folder))
         if not os.environ.get("WANDB_API_KEY"):
             os.environ.setdefault("WANDB_MODE", "offline")
     try:

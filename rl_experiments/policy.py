@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 import transformers
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -62,6 +65,11 @@ def load_policy(config: Config, environment: Environment) -> Policy:
         path = str(scratch_model(config.model.scratch, environment, seed=config.seed))
     else:
         path = str(config.model.path)
+    if not Path(path).is_dir() and not _is_cached(path) and not _hub_answers():
+        raise UserError(
+            f"model.path={path}: not on this machine, and the Hugging Face hub does not answer; "
+            "connect, or name a folder (model=tiny needs neither)"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
@@ -70,13 +78,10 @@ def load_policy(config: Config, environment: Environment) -> Policy:
             attn_implementation=config.model.attn_implementation,
         )
     except (OSError, ValueError, ImportError) as error:
-        named = "checkpoint" if config.checkpoint else "model.path"
-        if not config.checkpoint and not Path(path).exists() and not _hub_answers(error):
-            raise UserError(
-                f"model.path={path}: not on this machine, and the Hugging Face hub does not "
-                "answer; connect, or name a folder (model=tiny needs neither)"
-            ) from None
-        raise UserError(f"{named}={path}: cannot be loaded: {one_line(str(error))[:300]}") from None
+        setting = "checkpoint" if config.checkpoint else "model.path"
+        raise UserError(
+            f"{setting}={path}: cannot be loaded: {one_line(str(error))[:300]}"
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Policy(model.to(best_device()), tokenizer)
@@ -98,11 +103,22 @@ def lora_config(model: ModelConfig) -> Any:
     )
 
 
-def _hub_answers(error: Exception) -> bool:
-    """Whether loading failed for another reason than that the hub is out of reach."""
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    words = ("couldn't connect", "connection", "offline", "cannot find the requested files")
-    return not offline and not any(word in str(error).lower() for word in words)
+def _is_cached(name: str) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        raise UserError(f"model.path={name}: neither a folder nor the name of a model") from None
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, without the minute of retries that a download would make."""
+    if constants.is_offline_mode():
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=10)
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def _quieten() -> None:

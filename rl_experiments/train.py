@@ -28,6 +28,11 @@ def train(cfg: DictConfig) -> float:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(run)) from None
     progress.print(evaluation.table())
+    if experiment.config.model.scratch is not None:
+        progress.print(
+            "before: made at random and warmed up on random moves, which teach the reply format, "
+            "no skill. What was gained after that, GRPO gained."
+        )
     progress.print(f"Run folder: {run.folder}")
     return evaluation.results["after"].win_rate.value
 

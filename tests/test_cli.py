@@ -86,8 +86,8 @@ def test_a_mistake_ends_in_one_line(
     if "taken" in typed:
         (runs / "taken" / "0").mkdir(parents=True)
     before = files_under(runs)
-    done = program(*typed.split())
-    assert done.returncode == 1, done.stderr + done.stdout[-500:]
+    done = program(*typed.split(), timeout=30)  # not long enough to train
+    assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
     for words in says:

@@ -1,0 +1,322 @@
+"""Ctrl-C in every phase, folders that cannot be written, disks that fill: one line, then resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from tests.conftest import SMALL, Program, command
+
+# Longer than SMALL where a phase would be over before it could be interrupted.
+SETTINGS = [
+    *SMALL,
+    "num_examples=60",
+    "evaluation.batch_size=4",
+    "trainer.max_steps=12",
+    "trainer.save_total_limit=9",
+    "model.scratch.warmup_steps=150",
+    "logger.project=my tests",  # an override that a shell needs quoted
+]
+SECONDS = 8  # until the prompt is back; an import or a batch may have to end first
+
+
+class Runner:
+    """The program in an empty folder, as the leader of a process group, like a terminal's."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        # A cache of its own: the warm-up must not have been done by another test.
+        self.environment = {**environment, "XDG_CACHE_HOME": str(folder / "cache")}
+        self.said = ""  # on stderr, by the latest run
+
+    def run(self, *arguments: str, **options: Any) -> str:
+        """To the end, which must be a good one. Returns what was printed."""
+        return self.start(list(arguments), **options).to_end(code=0)
+
+    def interrupt(self, arguments: list[str], when: Callable[[str], bool]) -> list[str]:
+        """Press Ctrl-C once `when(printed)` holds. Returns the arguments of the advised command."""
+        started = self.start(arguments)
+        started.wait_until(when)
+        os.killpg(started.process.pid, signal.SIGINT)
+        pressed = time.monotonic()
+        started.to_end(code=130)
+        assert time.monotonic() - pressed < SECONDS
+        return advised(one_line(self.said))
+
+    def start(self, arguments: list[str], **options: Any) -> Started:
+        return Started(self, arguments, **options)
+
+
+class Started:
+    def __init__(self, runner: Runner, arguments: list[str], **options: Any) -> None:
+        self.runner = runner
+        self.out, self.err = runner.folder / "stdout", runner.folder / "stderr"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                command(arguments),
+                cwd=runner.folder,
+                env=runner.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                **options,
+            )
+
+    def wait_until(self, when: Callable[[str], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not when(self.out.read_text()):
+            assert self.process.poll() is None, "over too early: " + self.err.read_text()
+            assert time.monotonic() < deadline, "too late: " + self.out.read_text()
+            time.sleep(0.02)
+
+    def to_end(self, *, code: int) -> str:
+        try:
+            self.process.wait(timeout=100)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        printed, self.runner.said = self.out.read_text(), self.err.read_text()
+        assert self.process.returncode == code, printed + self.runner.said
+        return printed
+
+
+@pytest.fixture
+def runner(tmp_path: Path, program_environment: dict[str, str]) -> Runner:
+    return Runner(tmp_path, program_environment)
+
+
+def says(words: str) -> Callable[[str], bool]:
+    return lambda printed: words in printed
+
+
+def one_line(said: str) -> str:
+    lines = said.splitlines()
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+def advised(line: str) -> list[str]:
+    """The arguments of the command that the line tells to go on with."""
+    found = re.search(r"python -m rl_experiments (.*resume=true.*)$", line)
+    assert found, line
+    return shlex.split(found[1])
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def mark(file: Path) -> None:
+    """Mark the records there are, so that one that was made anew can be told."""
+    records = [{**record, "kept": True} for record in json_lines(file)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def kept(file: Path) -> int:
+    return sum("kept" in record for record in json_lines(file))
+
+
+def steps(file: Path) -> list[int]:
+    return [record["step"] for record in json_lines(file)]
+
+
+def test_a_run_goes_on_after_ctrl_c_in_every_phase(runner: Runner, tmp_path: Path) -> None:
+    run = tmp_path / "runs/a/0"
+    metrics, before, after = (
+        run / "metrics.jsonl",
+        run / "evaluation/before.jsonl",
+        run / "evaluation/after.jsonl",
+    )
+    cached = tmp_path / "cache/rl_experiments/scratch"
+
+    go_on = runner.interrupt(["train", *SETTINGS, "name=a"], says("loading PyTorch"))
+    assert set(go_on) >= {*SETTINGS, "name=a", "resume=true"}
+
+    started: list[float] = []
+
+    def warming_up(printed: str) -> bool:
+        if "loading the model" in printed and not started:
+            started.append(time.monotonic())
+        return bool(started) and time.monotonic() > started[0] + 1
+
+    go_on = runner.interrupt(go_on, warming_up)
+    assert not list(cached.glob("*"))  # neither a model nor half of one
+
+    go_on = runner.interrupt(go_on, says("evaluate before 12/60"))
+    mark(before)
+    played = kept(before)
+    assert 12 <= played < 60
+
+    go_on = runner.interrupt(go_on, says("train 4/12"))
+    assert kept(before) == played and len(json_lines(before)) == 60
+    found = re.search(r"step (\d+) is kept", runner.said)
+    assert found and 4 <= int(found[1]) < 12
+    assert (run / f"checkpoints/checkpoint-{found[1]}/manifest.json").exists()
+    mark(metrics)
+
+    go_on = runner.interrupt(go_on, says("evaluate after 12/60"))
+    assert steps(metrics) == [2, 4, 6, 8, 10, 12]
+    assert kept(metrics) == int(found[1]) // 2
+    mark(after)
+    played = kept(after)
+    mark(metrics)
+
+    printed = runner.run(*go_on)
+    assert "evaluate before" not in printed
+    assert kept(after) == played < 60 == len(json_lines(after))
+    assert kept(metrics) == len(json_lines(metrics)) == 6
+    assert "after - before" in printed and runner.said == ""
+    assert len(list(cached.iterdir())) == 1
+
+
+def test_evaluate_goes_on_after_ctrl_c(runner: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "runs/e/0/evaluation/merge_greedy.jsonl"
+
+    def some_played(_: str) -> bool:
+        return file.exists() and file.read_text().count("\n") > 20
+
+    asked = ["evaluate", "policy=merge_greedy", "num_examples=600", "name=e"]
+    go_on = runner.interrupt(asked, some_played)
+    assert go_on[0] == "evaluate"
+    mark(file)
+    played = kept(file)
+    assert 20 < played < 600
+    runner.run(*go_on)
+    assert kept(file) == played and len(json_lines(file)) == 600
+    assert not (tmp_path / "runs/e/0/checkpoints").exists()
+
+
+def test_ctrl_c_while_the_program_starts(runner: Runner) -> None:
+    started = runner.start(["evaluate", "model=tiny", "num_examples=5"])
+    time.sleep(1.0)
+    os.killpg(started.process.pid, signal.SIGINT)
+    started.to_end(code=130)
+    assert one_line(runner.said).startswith("Stopped")
+
+
+def test_ctrl_c_leaves_play(tmp_path: Path, program_environment: dict[str, str]) -> None:
+    words = command(["play", "env.max_moves=5"])
+    environment = {**os.environ, **program_environment}
+    terminal = pexpect.spawn(
+        words[0], words[1:], cwd=str(tmp_path), env=environment, encoding="utf-8", timeout=30
+    )
+    terminal.expect("reply: ")
+    terminal.sendline("left")
+    terminal.expect("reply: ")
+    terminal.sendintr()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert "Traceback" not in str(terminal.before)
+    assert len(str(terminal.before).strip().splitlines()) <= 1
+    assert terminal.exitstatus in (0, 130)  # it is how one leaves
+
+
+def test_runs_that_is_a_file(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    asked = ["evaluate", "policy=random", "num_examples=5", "name=a"]
+    done = program(*asked)
+    assert done.returncode == 1 and done.stdout == ""
+    line = one_line(done.stderr)
+    assert "runs" in line and "hydra.sweep.dir=" in line and "resume=true" in line
+    elsewhere = program(*asked, "hydra.sweep.dir=elsewhere", "resume=true")
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert (tmp_path / "elsewhere/0/evaluation.json").exists()
+
+
+def namespace() -> list[str] | None:
+    """The words before a command that may mount: for root, or where users may have namespaces."""
+    for words in (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"]):
+        try:
+            tried = subprocess.run([*words, "mount", "-t", "tmpfs", "none", "/mnt"], timeout=20)
+        except OSError:
+            return None
+        if tried.returncode == 0:
+            return words
+    return None
+
+
+needs_mount = pytest.mark.skipif(namespace() is None, reason="nothing can be mounted here")
+
+
+def run_mounted(runner: Runner, script: str, arguments: list[str]) -> None:
+    """The shell script, with `runs` to mount on and the program as "$@"."""
+    (runner.folder / "runs").mkdir()
+    words = [*(namespace() or []), "sh", "-ec", script, "sh", *command(arguments)]
+    subprocess.run(words, cwd=runner.folder, env=runner.environment, check=True, timeout=200)
+
+
+@needs_mount
+def test_runs_that_is_read_only(runner: Runner, tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o ro none runs; "$@" >out 2>err || echo $? >code'
+    run_mounted(runner, script, ["evaluate", "policy=random", "num_examples=5", "name=a"])
+    assert (tmp_path / "code").read_text() == "1\n"
+    line = one_line((tmp_path / "err").read_text())
+    assert "Read-only file system" in line and "hydra.sweep.dir=" in line
+
+
+def check_whole(checkpoints: Path, expected: list[int]) -> None:
+    """Just these checkpoints are sealed, and their files have the sizes that the seals say."""
+    sealed = {int(m.parent.name.split("-")[1]): m for m in checkpoints.glob("*/manifest.json")}
+    assert sorted(sealed) == expected
+    for manifest in sealed.values():
+        for name, (size, _) in json.loads(manifest.read_text())["files"].items():
+            assert (manifest.parent / name).stat().st_size == size
+
+
+@needs_mount
+def test_a_disk_that_fills_during_training(runner: Runner, tmp_path: Path) -> None:
+    # Room for two checkpoints of 1.3 MB and no third.
+    script = """
+        mount -t tmpfs -o size=3500k none runs
+        "$@" >out1 2>err1 || echo $? >code
+        cp -r runs full
+        mount -o remount,size=64m runs
+        "$@" resume=true >out2 2>err2 || true
+        cp -r runs whole
+    """
+    run_mounted(runner, script, ["train", *SETTINGS, "name=a"])
+    assert (tmp_path / "code").read_text() == "1\n", (tmp_path / "out1").read_text()
+    line = one_line((tmp_path / "err1").read_text())
+    assert "No space left" in line and "free some space" in line and "resume=true" in line
+    full, whole = tmp_path / "full/a/0", tmp_path / "whole/a/0"
+    check_whole(full / "checkpoints", [2, 4])
+    assert steps(full / "metrics.jsonl")[:2] == [2, 4]
+    assert "train 6/12" in (tmp_path / "out2").read_text()
+    assert "train 4/12" not in (tmp_path / "out2").read_text()
+    assert (tmp_path / "err2").read_text() == ""
+    assert steps(whole / "metrics.jsonl") == [2, 4, 6, 8, 10, 12]
+    check_whole(whole / "checkpoints", [2, 4, 6, 8, 10, 12])
+    assert (whole / "evaluation.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on file sizes")
+def test_a_limit_on_file_sizes(runner: Runner, tmp_path: Path) -> None:
+    asked = ["train", *SMALL, "name=a"]
+    runner.run(*asked, "trainer.max_steps=2")
+    checkpoints = tmp_path / "runs/a/0/checkpoints"
+    more = [*asked, "resume=true"]
+    limit = 500 * 1024  # above the model's file, below the optimizer's
+    limited = runner.start(
+        more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    limited.to_end(code=1)
+    line = one_line(runner.said)
+    assert "File too large" in line and "ulimit -f" in line and "resume=true" in line
+    check_whole(checkpoints, [2])
+    runner.run(*more)
+    check_whole(checkpoints, [2, 4])
+    assert steps(tmp_path / "runs/a/0/metrics.jsonl") == [2, 4]
