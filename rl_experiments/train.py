@@ -64,7 +64,7 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     done = checkpoint.step_of(found) if found else 0
     if done > steps:
         raise UserError(f"trainer.max_steps={steps}: {run.folder} has come to step {done} already")
-    with progress.phase("train", total=steps, done=done, noted=True) as advance:
+    with progress.phase("train step", total=steps, done=done, noted=True) as advance:
         trainer.add_callback(Reporter(run, advance))
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))

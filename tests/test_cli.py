@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.conftest import SMALL, Program, command
 
 SCRIPT = str(Path(sys.executable).parent / "rl-experiments")
 OUTSIDE = Path(__file__).parent / "outside"
+PATH = os.pathsep.join([str(OUTSIDE), *filter(None, [os.environ.get("PYTHONPATH")])])
 HEAVY = {"torch", "trl", "transformers", "modal", "wandb", "matplotlib", "datasets"}
 
 # What is typed; what the one line must hold.
@@ -140,7 +142,7 @@ def test_help_is_complete_and_quick(
     ],
 )
 def test_cfg_names_the_model(program: Program, tmp_path: Path, typed: str, model: str) -> None:
-    done = program(*typed.split(), PYTHONPATH=str(OUTSIDE))
+    done = program(*typed.split(), PYTHONPATH=PATH)
     assert done.returncode == 0, done.stderr
     assert OmegaConf.create(done.stdout).model.name == model
     if model.startswith("qwen"):  # where no tuned settings replace it
@@ -256,7 +258,7 @@ def test_an_environment_from_outside(program: Program, tmp_path: Path) -> None:
     assert len([f for f in OUTSIDE.rglob("*") if f.suffix in (".py", ".yaml")]) == 2
     parity = ["env=parity", f"hydra.searchpath=[file://{OUTSIDE}/conf]"]
     scripted = program(
-        "evaluate", *parity, "policy=random", "num_examples=200", PYTHONPATH=str(OUTSIDE)
+        "evaluate", *parity, "policy=random", "num_examples=200", PYTHONPATH=PATH
     )
     assert scripted.returncode == 0, scripted.stderr
     n, win_rate, *_ = row(scripted.stdout, "random")
@@ -264,7 +266,7 @@ def test_an_environment_from_outside(program: Program, tmp_path: Path) -> None:
     settings = [word for word in SMALL if not word.startswith("env.")]
     settings += ["trainer.gradient_accumulation_steps=1", "trainer.gradient_checkpointing=false"]
     settings += ["trainer.max_completion_length=4", "trainer.learning_rate=1e-3", "name=parity"]
-    trained = program("train", *parity, *settings, PYTHONPATH=str(OUTSIDE))
+    trained = program("train", *parity, *settings, PYTHONPATH=PATH)
     assert trained.returncode == 0, trained.stderr
     assert row(trained.stdout, "after")[0] == 12
     metrics = json_lines(tmp_path / "runs/parity/0/metrics.jsonl")
