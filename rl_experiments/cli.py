@@ -58,6 +58,8 @@ def main() -> None:
     verb, overrides = _split(sys.argv[1:])
     register()
     OmegaConf.register_new_resolver("verbs", _verb_help, replace=True)
+    # Threads that spin while they wait bring training to a stand on a machine with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
     try:
