@@ -41,8 +41,6 @@ def to_rows(trajectory: Trajectory, advantages: Sequence[float]) -> Iterator[Row
     """
     row: Row | None = None
     for turn, advantage in zip(trajectory.turns, advantages, strict=True):
-        if not turn.reply_ids:  # the environment failed before the reply
-            continue
         if row is not None:
             seen = row.prompt_ids + row.completion_ids
             if turn.prompt_ids[: len(seen)] == seen:

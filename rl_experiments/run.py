@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,14 +42,14 @@ class Run:
     def open(cls, cfg: DictConfig) -> Run:
         """Begin the run in Hydra's output folder, or go on with it when `resume` is set."""
         run = cls(Path(HydraConfig.get().runtime.output_dir))
-        text = OmegaConf.to_yaml(cfg)  # interpolations kept: what they stand for may be secret
         if run.config_file.exists():
             if not cfg.resume:
                 raise UserError(
                     f"{run.folder} holds a run; add resume=true or take another name=..."
                 )
-            run._refuse_changes(text)
-        write_atomically(run.config_file, text)
+            run._refuse_changes(cfg)
+        # Interpolations are kept: what they stand for may be secret.
+        write_atomically(run.config_file, OmegaConf.to_yaml(cfg))
         if not (run.folder / "run.json").exists():
             write_atomically(run.folder / "run.json", json.dumps(_record(cfg), indent=1))
         return run
@@ -90,11 +89,13 @@ class Run:
     def log_episodes(self, step: int, episodes: list[Trajectory]) -> None:
         append_json_lines(self.episodes, [{"step": step, **e.to_json()} for e in episodes])
 
-    def _refuse_changes(self, text: str) -> None:
-        before, now = yaml.safe_load(self.config_file.read_text()), yaml.safe_load(text)
+    def _refuse_changes(self, cfg: DictConfig) -> None:
+        now = OmegaConf.create(OmegaConf.to_yaml(cfg))  # as the file has it: enums as names
+        before = OmegaConf.load(self.config_file)
+        settings = (OmegaConf.to_container(before), OmegaConf.to_container(now))
         changed = [
             key
-            for key in changed_settings(before, now)
+            for key in changed_settings(*settings)
             if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
         ]
         if changed:

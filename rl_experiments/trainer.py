@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -51,6 +51,9 @@ class EpisodeTrainer(GRPOTrainer):
         groups = self._play(inputs)
         episodes = [episode for group in groups for episode in group]
         self.on_episodes(self.state.global_step, episodes)
+        if all(episode.end is End.FAILED for episode in episodes):
+            errors = sorted({str(episode.error) for episode in episodes})
+            raise UserError(f"env._target_: every episode failed: {'; '.join(errors[:3])}")
         advantages = turn_advantages(
             groups,
             credit=self.reward_config.credit,
@@ -61,11 +64,14 @@ class EpisodeTrainer(GRPOTrainer):
             row
             for group, values in zip(groups, advantages, strict=True)
             for episode, per_turn in zip(group, values, strict=True)
+            if episode.end is not End.FAILED
             for row in to_rows(episode, per_turn)
         ]
         if not rows:
-            errors = {episode.error for episode in episodes if episode.error}
-            raise UserError(f"env: no episode could be played: {'; '.join(sorted(errors))}")
+            raise UserError(
+                f"model.max_length={self.rollout.max_length}: the first prompt of no episode fits "
+                f"beside trainer.max_completion_length={self.rollout.max_new_tokens}"
+            )
         self._log_episodes(groups)
         batch = self._tensors(rows)
         self._compare_logps(batch)
@@ -163,10 +169,8 @@ class EpisodeTrainer(GRPOTrainer):
     def _log_episodes(self, groups: Sequence[Sequence[Trajectory]]) -> None:
         episodes = [episode for group in groups for episode in group]
         rewards = [episode.reward for episode in episodes if episode.reward is not None]
-        if rewards:
-            tensor = torch.tensor(rewards)
-            self._record("reward", tensor.mean().item())
-            self._record("reward_std", tensor.std().item() if len(rewards) > 1 else 0.0)
+        self._record("reward", fmean(rewards))
+        self._record("reward_std", stdev(rewards) if len(rewards) > 1 else 0.0)
         varied = fmean(self._varies(group) for group in groups)
         self._record("frac_reward_zero_std", 1.0 - varied)
         self._record("win_rate", fmean(episode.won for episode in episodes))

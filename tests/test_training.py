@@ -186,6 +186,18 @@ def test_a_checkpoint_is_evaluated_and_watched(
     assert watched.returncode == 0 and "<move>" in watched.stdout
 
 
+def test_a_finished_adapter_run_goes_on_to_more_steps(program: Program, tmp_path: Path) -> None:
+    lora = [*SMALL, "model.lora.enabled=true", "num_examples=4"]
+    assert program(*lora, "name=straight").returncode == 0
+    assert program(*lora, "name=extended", "trainer.max_steps=2").returncode == 0
+    done = program(*lora, "name=extended", "resume=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    straight, extended = (outcome(tmp_path / f"runs/{name}/0") for name in ("straight", "extended"))
+    for record in straight["metrics"] + extended["metrics"]:
+        del record["epoch"]  # of the steps that were asked for
+    assert_same(straight, extended)
+
+
 VARIANTS = {
     "lora": ["model.lora.enabled=true"],
     "full history": ["env.earlier_turns=null", "reward.credit=episode", "env.max_moves=6"],
