@@ -26,7 +26,7 @@ from rl_experiments.files import (
 from rl_experiments.intervals import Estimate
 from rl_experiments.progress import Progress
 from rl_experiments.rollout import Rollout, Task, Trajectory, play_scripted
-from rl_experiments.run import Run, command_line
+from rl_experiments.run import Run, resume_command
 from rl_experiments.schema import Config
 
 
@@ -169,7 +169,7 @@ def evaluate(cfg: DictConfig) -> float:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped; the episodes played are in {run.evaluation}. Go on with: "
-            f"{command_line()} resume=true"
+            f"{resume_command('evaluate')}"
         ) from None
     evaluation.save()
     progress.print(evaluation.table())

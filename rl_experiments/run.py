@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -143,6 +144,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def command_line() -> str:
-    """The command that began this process, as a person would type it."""
-    return " ".join(["python -m rl_experiments", *sys.argv[1:]])
+def resume_command(verb: str = "") -> str:
+    """The command that goes on with this process's jobs, as a person would type it."""
+    words = [*([verb] if verb else []), *sys.argv[1:]]
+    if "resume=true" not in words:
+        words.append("resume=true")
+    return f"python -m rl_experiments {shlex.join(words)}"

@@ -13,7 +13,7 @@ from rl_experiments.errors import UserError
 from rl_experiments.evaluate import Evaluation, evaluation_temperature
 from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
-from rl_experiments.run import Run, command_line
+from rl_experiments.run import Run, resume_command
 from rl_experiments.schema import Config, default_model
 
 
@@ -88,9 +88,4 @@ def _model_choice(config: Config) -> str:
 def _stopped(run: Run) -> str:
     found = checkpoint.latest(run.checkpoints)
     done = f"step {checkpoint.step_of(found)} is kept" if found else "no checkpoint was due yet"
-    return f"Stopped; {done} in {run.folder}. Go on with: {_resume_command()}"
-
-
-def _resume_command() -> str:
-    command = command_line()
-    return command if "resume=true" in command else f"{command} resume=true"
+    return f"Stopped; {done} in {run.folder}. Go on with: {resume_command()}"
