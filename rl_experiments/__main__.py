@@ -1,6 +1,11 @@
 """`python -m rl_experiments`."""
 
-from rl_experiments.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from rl_experiments.cli import main
+
+        main()
+    except KeyboardInterrupt:  # while the imports were going on
+        sys.exit(130)

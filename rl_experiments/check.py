@@ -58,7 +58,10 @@ def _typed(cfg: DictConfig) -> Config:
     for key in map(str, cfg):
         if key not in (*known, "hydra"):
             raise UserError(f"{key}: no such setting{did_you_mean(key, known)}")
-    plain = {key: cfg[key] for key in cfg if key != "hydra"}
+    # As plain values: a typed node would bring the keys along that `+` has added to it.
+    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
     typed = OmegaConf.to_object(OmegaConf.merge(schema, plain))
     assert isinstance(typed, Config)
     return typed

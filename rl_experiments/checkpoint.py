@@ -29,6 +29,24 @@ def seal(folder: str | Path, *, step: int, keep: int) -> None:
         shutil.rmtree(old)
 
 
+def failure(folder: str | Path, *, step: int, error: Exception) -> Exception:
+    """Why `checkpoint-{step}` could not be written; what there is of it is removed.
+
+    torch and safetensors hide what the system said, so it is asked once more.
+    """
+    checkpoint = Path(folder) / f"checkpoint-{step}"
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    try:
+        with max(files, key=lambda path: path.stat().st_mtime_ns).open("ab") as file:
+            file.write(bytes(1 << 20))
+    except OSError as said:
+        error = said
+    except ValueError:
+        pass  # no file was begun
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return error
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file that the manifest names is there, unchanged."""
     try:

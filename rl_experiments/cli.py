@@ -19,8 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rl_experiments import interrupts
 from rl_experiments.errors import UserError, explain, is_storage_error, storage_error
-from rl_experiments.schema import CONF_DIR, CONFIG_FILE, register
+from rl_experiments.schema import CONF_DIR, CONFIG_FILE, register, search_outside
 
 RUNS = Path("runs")
 
@@ -55,8 +56,11 @@ _FLAGS_WITH_VALUE = (
 
 def main() -> None:
     """The console script and `python -m rl_experiments`."""
+    interrupts.watch()
+    _hide_verbs_from_completion()
     verb, overrides = _split(sys.argv[1:])
     register()
+    search_outside(overrides)
     OmegaConf.register_new_resolver("verbs", _verb_help, replace=True)
     # Threads that spin while they wait bring training to a stand on a machine with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -70,10 +74,19 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         _exit(str(stop) or "Stopped.", code=130)
     except Exception as error:
+        if interrupts.caused(error):
+            _exit("Stopped.", code=130)
         line = _line(error)
         if line is None or full:
             raise
         _exit(line)
+
+
+def _hide_verbs_from_completion() -> None:
+    """Hydra completes the line in this variable, and knows no verbs."""
+    if "COMP_LINE" in os.environ:
+        verbs = rf"(?<=\s)({'|'.join(VERBS)})\s"
+        os.environ["COMP_LINE"] = re.sub(verbs, "", os.environ["COMP_LINE"])
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -101,6 +114,7 @@ def _run_job(verb: str, overrides: list[str], *, full: bool) -> None:
         overrides = [*overrides, *_run_name(verb, overrides)]
     sys.argv = [sys.argv[0], *overrides]
     failures: list[str] = []
+    unopened: set[Path] = set()
 
     def task(cfg: DictConfig) -> object:
         # The verb's heavy imports wait until Hydra has found the configuration sound.
@@ -111,20 +125,18 @@ def _run_job(verb: str, overrides: list[str], *, full: bool) -> None:
             if line is None or full:
                 raise
             failures.append(line)
-            _drop_unopened(Path(HydraConfig.get().runtime.output_dir))
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if not (folder / CONFIG_FILE).exists():  # refused before its run was opened
+                shutil.rmtree(folder, ignore_errors=True)
+                unopened.add(folder.parent)
             return None  # the sweep's other jobs go on
 
     hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")(task)()
+    for folder in unopened:
+        if not any(path.is_dir() for path in folder.glob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
     if failures:
         _exit("\n".join(failures))
-
-
-def _drop_unopened(folder: Path) -> None:
-    """Remove the output folder of a job that was refused before its run was opened."""
-    if not (folder / CONFIG_FILE).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        if not any(path.is_dir() for path in folder.parent.glob("*")):
-            shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def _function(verb: str) -> Callable[..., object]:

@@ -85,6 +85,8 @@ def _no_such_key(match: re.Match[str], causes: list[BaseException]) -> str:
     hint = did_you_mean(leaf, known)
     if parent and "did you mean " in hint:
         hint = hint.replace("did you mean ", f"did you mean {parent}.")
+    if key.startswith("trainer.extra."):
+        hint = f"; to hand it to TRL write +{key}=..."
     return f"{key}: no such setting{hint}"
 
 

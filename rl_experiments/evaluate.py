@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from environments import Environment, evaluation_seed
-from rl_experiments import checkpoint, intervals
+from rl_experiments import checkpoint, interrupts, intervals
 from rl_experiments.check import check
 from rl_experiments.errors import UserError
 from rl_experiments.files import (
@@ -166,7 +166,9 @@ def evaluate(cfg: DictConfig) -> float:
             for name in environment.baselines:
                 evaluation.scripted(name)
             asked = _evaluate_model(config, environment, evaluation, progress)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not interrupts.caused(error):
+            raise
         raise KeyboardInterrupt(
             f"Stopped; the episodes played are in {run.evaluation}. Go on with: "
             f"{resume_command('evaluate')}"

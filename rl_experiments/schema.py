@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, OmegaConf
 
 _PACKAGE = Path(__file__).parent
@@ -204,6 +210,26 @@ def _environment_class(env: str) -> Any:
         if source.is_config(f"env/{env}"):
             return environment_class(source.load_config(f"env/{env}").config["_target_"])
     raise LookupError(env)
+
+
+class _Outside(SearchPathPlugin):
+    """The folders of `hydra.searchpath=[...]`, where `default_model` must look as well."""
+
+    paths: ClassVar[list[str]] = []
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for path in self.paths:
+            search_path.append("command line", path)
+
+
+def search_outside(overrides: Sequence[str]) -> None:
+    """Make the folders known that an override adds; Hydra itself tells when it cannot be read."""
+    for word in overrides:
+        if word.startswith("hydra.searchpath="):
+            with suppress(HydraException):
+                value = OverridesParser.create().parse_override(word).value()
+                _Outside.paths = [str(path) for path in value] if isinstance(value, list) else []
+            Plugins.instance().register(_Outside)
 
 
 def register() -> None:

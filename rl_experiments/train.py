@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rl_experiments import checkpoint
+from rl_experiments import checkpoint, interrupts
 from rl_experiments.check import Experiment, check
 from rl_experiments.errors import UserError
 from rl_experiments.evaluate import Evaluation, evaluation_temperature
@@ -25,8 +25,10 @@ def train(cfg: DictConfig) -> float:
     progress.print(f"Model: {_model_choice(experiment.config)}")
     try:
         evaluation = _train(experiment, run, progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_stopped(run)) from None
+    except BaseException as error:
+        if interrupts.caused(error):
+            raise KeyboardInterrupt(_stopped(run)) from None
+        raise
     progress.print(evaluation.table())
     if experiment.config.model.scratch is not None:
         progress.print(
@@ -64,6 +66,8 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     done = checkpoint.step_of(found) if found else 0
     if done > steps:
         raise UserError(f"trainer.max_steps={steps}: {run.folder} has come to step {done} already")
+    if config.resume:
+        progress.print(f"Going on from step {done}" if done else "No checkpoint: from the start")
     with progress.phase("train step", total=steps, done=done, noted=True) as advance:
         trainer.add_callback(Reporter(run, advance))
         trainer.train(resume_from_checkpoint=str(found) if found else None)

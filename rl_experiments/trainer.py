@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
 from environments import End
-from rl_experiments.checkpoint import seal
+from rl_experiments.checkpoint import failure, seal
 from rl_experiments.errors import UserError
 from rl_experiments.rollout import Rollout, Task, Trajectory
 from rl_experiments.rows import Row, rewards_vary, to_rows, turn_advantages
@@ -217,8 +217,12 @@ class EpisodeTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.perf_counter()
-        super()._save_checkpoint(model, trial)
-        seal(self.args.output_dir, step=self.state.global_step, keep=self.keep_checkpoints)
+        step = self.state.global_step
+        try:
+            super()._save_checkpoint(model, trial)
+            seal(self.args.output_dir, step=step, keep=self.keep_checkpoints)
+        except Exception as error:
+            raise failure(self.args.output_dir, step=step, error=error) from error
         self._record("time/checkpoint", time.perf_counter() - started)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
