@@ -32,7 +32,7 @@ def train(cfg: DictConfig) -> float:
     progress.print(evaluation.table())
     if experiment.config.model.scratch is not None:
         progress.print(
-            "before: made at random and warmed up on random moves, which teach the reply format, "
+            "before: made at random and warmed up on random replies, which teach the format, "
             "no skill. What was gained after that, GRPO gained."
         )
     progress.print(f"Run folder: {run.folder}")
