@@ -40,7 +40,7 @@ def check(cfg: DictConfig) -> Experiment:
             f"policy={config.policy}: {config.env.get('name')} has no such policy{hint}"
         )
     if config.checkpoint:
-        checkpoint.find(config.checkpoint)
+        config.checkpoint = str(checkpoint.find(config.checkpoint))
     elif config.model.path is None and config.model.scratch is None:
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
     if config.gpu.type != "local":

@@ -22,7 +22,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" (choose from: {', '.join(choices)})" if 0 < len(choices) <= 20 else ""
 
 
-def storage_error(error: OSError, *, setting: str = "hydra.sweep.dir") -> UserError:
+def storage_error(error: OSError) -> UserError:
     """The one line for a folder that cannot be written."""
     where = f"{error.filename}: " if error.filename else ""
     reason = error.strerror or str(error)
@@ -30,7 +30,7 @@ def storage_error(error: OSError, *, setting: str = "hydra.sweep.dir") -> UserEr
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some space",
         errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    }.get(error.errno or 0, f"choose another folder with {setting}=...")
+    }.get(error.errno or 0, "choose another folder with hydra.sweep.dir=...")
     return UserError(f"{where}{reason}; {remedy}, then run the same command with resume=true")
 
 
@@ -41,9 +41,11 @@ def one_line(text: str) -> str:
 
 def is_storage_error(error: BaseException) -> bool:
     """Whether an OSError speaks of the disk rather than of the network or a process."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-    more = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO)
-    return isinstance(error, OSError) and error.errno in (*codes, *more)
+    codes = (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
+    )
+    return isinstance(error, OSError) and error.errno in codes
 
 
 def explain(error: BaseException) -> str:

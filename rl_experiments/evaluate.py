@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from environments import Environment, evaluation_seed
-from rl_experiments import checkpoint, interrupts, intervals
+from rl_experiments import interrupts, intervals
 from rl_experiments.check import check
 from rl_experiments.errors import UserError
 from rl_experiments.files import (
@@ -186,7 +186,7 @@ def _evaluate_model(
 
     with progress.status("loading the model"):
         policy = load_policy(config, environment)
-    name = checkpoint.find(config.checkpoint).name if config.checkpoint else config.model.name
+    name = Path(config.checkpoint).name if config.checkpoint else config.model.name
     if name in environment.baselines:
         raise UserError(f"checkpoint={config.checkpoint}: named like a scripted policy; rename it")
     return evaluation.policy(

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from environments import Environment
-from rl_experiments import checkpoint
 from rl_experiments.chat import Chat
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.rollout import Rollout
@@ -60,7 +59,7 @@ def load_policy(config: Config, environment: Environment) -> Policy:
     """The checkpoint, else the model of the configuration, on the best device there is."""
     _quieten()
     if config.checkpoint:
-        path = str(checkpoint.find(config.checkpoint))
+        path = config.checkpoint
     elif config.model.scratch is not None:
         path = str(scratch_model(config.model.scratch, environment, seed=config.seed))
     else:

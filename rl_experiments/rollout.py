@@ -78,9 +78,8 @@ class Episode:
         return self.trajectory.end is not None
 
     def exchanges(self) -> list[Exchange]:
-        """The turns that the policy sees: the present one and those that the settings show."""
-        shown = self.environment.earlier_turns_shown
-        return self._exchanges if shown is None else self._exchanges[-1 - shown :]
+        """The turns that the policy sees."""
+        return visible(self._exchanges, self.environment)
 
     def reply(self, text: str, reply_ids: Sequence[int] = ()) -> None:
         turn = self.trajectory.turns[-1]
@@ -122,6 +121,12 @@ class Episode:
         self.trajectory.error = f"{type(error).__name__}: {error}"
 
 
+def visible(exchanges: list[Exchange], environment: Environment) -> list[Exchange]:
+    """The present turn, the last of them, and as many before it as the environment shows."""
+    shown = environment.earlier_turns_shown
+    return exchanges if shown is None else exchanges[-1 - shown :]
+
+
 def play_scripted(
     environment: Environment, policy: ScriptedPolicy, tasks: Iterable[Task], *, name: str
 ) -> Iterable[Trajectory]:
@@ -143,6 +148,7 @@ class Rollout:
     sampler: Sampler
     max_new_tokens: int
     max_length: int  # tokens of prompt and reply together
+    # Of the latest `play`:
     environment_seconds: float = 0.0
     seconds: float = 0.0
     tokens: int = 0  # generated
@@ -156,6 +162,7 @@ class Rollout:
     ) -> list[Trajectory]:
         """The tasks' trajectories, in order; at most `batch_size` episodes are in play at once."""
         started = time.perf_counter()
+        self.environment_seconds, self.tokens = 0.0, 0
         waiting = list(enumerate(tasks))[::-1]
         playing: dict[int, Episode] = {}
         done: dict[int, Trajectory] = {}
@@ -179,7 +186,7 @@ class Rollout:
                     episode = playing[completion.key]
                     self._record(episode, completion)
                     settle(completion.key, episode)
-        self.seconds += time.perf_counter() - started
+        self.seconds = time.perf_counter() - started
         return [done[key] for key in range(len(tasks))]
 
     def take_turn(self, episode: Episode) -> None:

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from environments import Environment, training_seed
 from rl_experiments.chat import Chat, Exchange
-from rl_experiments.rollout import Task, Trajectory, play_scripted
+from rl_experiments.rollout import Task, Trajectory, play_scripted, visible
 from rl_experiments.schema import ScratchConfig
 
 _EOS, _PAD = "<|im_end|>", "<|endoftext|>"
@@ -117,14 +117,12 @@ def warm_up(
 ) -> None:
     """Teach the model to answer as the episodes do, by cross-entropy on the reply tokens."""
     examples: list[tuple[list[int], list[int]]] = []
-    shown = environment.earlier_turns_shown
     for episode in episodes:
         exchanges: list[Exchange] = []
         for turn in episode.turns:
             exchanges.append(Exchange(turn.observation, turn.role))
-            window = exchanges if shown is None else exchanges[-1 - shown :]
             reply_ids = chat.reply_ids(turn.reply)
-            examples.append((chat.prompt(window), reply_ids))
+            examples.append((chat.prompt(visible(exchanges, environment)), reply_ids))
             exchanges[-1] = Exchange(turn.observation, turn.role, reply_ids)
     rng = Random(f"warm-up/{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)

@@ -83,14 +83,12 @@ class EpisodeTrainer(GRPOTrainer):
         tasks = [
             Task(seed, member) for seed, group in groupby(seeds) for member, _ in enumerate(group)
         ]
-        before = (self.rollout.seconds, self.rollout.environment_seconds, self.rollout.tokens)
         trajectories = self.rollout.play(tasks)
-        seconds = self.rollout.seconds - before[0]
-        tokens = self.rollout.tokens - before[2]
-        self._record("rollout/tokens", tokens)
-        self._record("time/rollout", seconds)
-        self._record("time/environment", self.rollout.environment_seconds - before[1])
-        self._record("time/tokens_per_second", tokens / seconds)
+        rollout = self.rollout
+        self._record("rollout/tokens", rollout.tokens)
+        self._record("time/rollout", rollout.seconds)
+        self._record("time/environment", rollout.environment_seconds)
+        self._record("time/tokens_per_second", rollout.tokens / rollout.seconds)
         size = self.num_generations
         return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
 
