@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import modal
 import pytest
+from grpclib import Status
 
 from tests.control_plane import ControlPlane, Settings
 
@@ -28,9 +31,13 @@ def plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlPl
         assert plane.errors == []
 
 
-def register(app: Any, **options: Any) -> Any:
+def new_image() -> Any:
     image = modal.Image.debian_slim(python_version="3.11").uv_pip_install("trl==1.16.0")
-    image = image.env({"COLOUR": "dark blue"}).add_local_python_source("plane_jobs")
+    return image.env({"COLOUR": "dark blue"}).add_local_python_source("plane_jobs")
+
+
+def register(app: Any, image: Any = None, **options: Any) -> Any:
+    image = image or new_image()
     return app.function(name="train", image=image, **options)(
         importlib.import_module("plane_jobs").run
     )
@@ -42,6 +49,17 @@ def new_app() -> Any:
 
 def do(what: str, **arguments: Any) -> dict[str, Any]:
     return {"do": what, "with": arguments}
+
+
+def elsewhere(plane: ControlPlane, program: str) -> Any:
+    """What a program in another process prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, modal\n{program}"],
+        env={**os.environ, **plane.environment},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
 def gone(pid: int) -> bool:
@@ -185,12 +203,8 @@ def test_a_client_in_another_process(plane: ControlPlane) -> None:
     function = register(app)
     with app.run():
         call_id = function.spawn(do("measure", text="abc")).object_id
-        program = f"import modal; print(modal.FunctionCall.from_id('{call_id}').get()['length'])"
-        command = [sys.executable, "-c", program]
-        done = subprocess.run(
-            command, env={**os.environ, **plane.environment}, stdout=subprocess.PIPE
-        )
-    assert done.stdout == b"3\n"
+        program = f"print(modal.FunctionCall.from_id('{call_id}').get()['length'])"
+        assert elsewhere(plane, program) == 3
 
 
 def test_failures_are_retried_on_the_server(plane: ControlPlane, tmp_path: Path) -> None:
@@ -357,3 +371,232 @@ def test_options_of_a_deployed_function(plane: ControlPlane) -> None:
         assert bound.spawn(do("measure", text="ab")).get(timeout=20)["length"] == 2
     assert [spec.timeout for spec in (plane.functions["train"],)] == [50]
     assert plane.functions["train"].gpus == ("L4",)
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_an_image_that_cannot_be_built(
+    plane: ControlPlane, capsys: pytest.CaptureFixture[str], output: bool
+) -> None:
+    plane.break_images(containing="trl==", message="pip gave up")
+    app = new_app()
+    register(app)
+    failure = pytest.raises(modal.exception.ImageBuildError, match=r"im-\w+ failed.*\npip gave up")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(failure)
+        if output:
+            stack.enter_context(modal.enable_output())
+        stack.enter_context(app.run())
+    assert ("No matching distribution found for trl==\n" in capsys.readouterr().out) is output
+    assert plane.functions == {}
+    assert plane.apps[0].stopped
+
+    other = new_app()
+    body = importlib.import_module("plane_jobs").run
+    other.function(name="other", image=modal.Image.debian_slim())(body)
+    with other.run():
+        assert list(plane.functions) == ["other"]
+
+
+@pytest.mark.parametrize("gpu", ["H1000", "A100-70GB", "H100:9", "A10G:8", ["H100", "h1000:2"]])
+def test_gpus_that_modal_does_not_have(plane: ControlPlane, gpu: str | list[str]) -> None:
+    app = new_app()
+    register(app, gpu=gpu)
+    wrong = (gpu if isinstance(gpu, str) else gpu[-1]).upper().removesuffix(":2")
+    with (
+        pytest.raises(modal.exception.InvalidError, match=f"{wrong} is not a valid GPU"),
+        app.run(),
+    ):
+        pass
+    assert plane.functions == {}
+
+
+def test_gpus_that_modal_has(plane: ControlPlane) -> None:
+    app = new_app()
+    choices = ["h100!", "A100-80gb:8", "A10:4", "rtx-pro-6000", "B200+:2"]
+    function = register(app, gpu=choices)
+    with app.run():
+        assert plane.functions["train"].gpus == tuple(choice.upper() for choice in choices)
+        with pytest.raises(modal.exception.InvalidError, match="TPU is not a valid GPU type"):
+            function.with_options(gpu="tpu").spawn(do("measure", text="ab"))
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_local_files_reach_the_container(plane: ControlPlane, tmp_path: Path, copy: bool) -> None:
+    folder = tmp_path / "conf"
+    texts = {"a.yaml": "a: 1", "deep/b.txt": "b", "deep/c.pyc": "no", "empty": "", "run.sh": "#!"}
+    texts["large.bin"] = "x" * (5 << 20)  # goes through the blob store
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "run.sh").chmod(0o755)
+    image = modal.Image.debian_slim().add_local_dir(
+        folder, "/root/conf", ignore=["**/*.pyc"], copy=copy
+    )
+    image = image.add_local_file(folder / "a.yaml", "/opt/", copy=copy)
+    if copy:  # the client sends the mounts of containers in no order, those of layers in theirs
+        image = image.add_local_file(folder / "deep/b.txt", "/root/conf/run.sh", copy=True)
+        image = image.run_commands("true")
+    app = new_app()
+    function = register(app, image.add_local_python_source("plane_jobs"))
+    names = [f"/root/conf/{name}" for name in texts]
+    with app.run():
+        result = function.spawn(do("look", files=[*names, "/opt/a.yaml"])).get(timeout=20)
+    expected = {f"/root/conf/{name}": text for name, text in texts.items()}
+    del expected["/root/conf/deep/c.pyc"]
+    expected |= {"/opt/a.yaml": "a: 1", "/root/conf/run.sh": "b" if copy else "#!"}
+    assert result["texts"] == expected
+
+
+def test_modes_of_local_files(plane: ControlPlane, tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text("#!/bin/sh")
+    script.chmod(0o555)
+    app = new_app()
+    function = register(app, new_image().add_local_file(script, "/root/run.sh"))
+    with app.run():
+        result = function.spawn(do("look", files=["/root/run.sh"])).get(timeout=20)
+    assert result["modes"] == {"/root/run.sh": 0o555}
+
+
+def test_all_that_was_received_but_secrets(plane: ControlPlane, tmp_path: Path) -> None:
+    def where(canary: str) -> set[str]:
+        return {kind for kind, content in plane.received() if canary.encode() in content}
+
+    (tmp_path / "file").write_text("canary-file")
+    volume = modal.Volume.from_name("runs", create_if_missing=True)
+    mounted = tmp_path / "mounted" / "runs"
+    app = new_app()
+    function = register(
+        app,
+        new_image().add_local_file(tmp_path / "file", "/root/file"),
+        secrets=[modal.Secret.from_dict({"KEY": "canary-secret", "OTHER": "canary-quiet"})],
+        volumes={str(mounted): volume},
+    )
+    with app.run():
+        function.spawn(do("measure", text="canary-argument")).get(timeout=20)
+        function.spawn(do("measure", text="canary-blob" + "x" * (3 << 20))).get(timeout=20)
+        assert where("canary-secret") == set()
+        call = function.spawn(do("echo", variable="KEY"))
+        call.get(timeout=20)
+        assert [entry.message for entry in call.logs.stream()] == ["canary-secret\n"]
+        files = {"file": "canary-volume"}
+        function.spawn(do("write", folder=str(mounted), files=files)).get(timeout=20)
+        assert b"".join(volume.read_file("file")) == b"canary-volume"
+    assert where("canary-argument") == {"FunctionMap", "FunctionPutOutputs"}
+    assert where("canary-blob") == {"blob"}
+    assert where("canary-file") == {"MountPutFile", "file"}
+    assert where("canary-secret") == {"log"}
+    assert where("canary-quiet") == set()
+    assert where("OTHER") >= {"SecretGetOrCreate"}, "the names of variables are kept"
+    assert "volume" in where("canary-volume") and "blob" not in where("canary-volume")
+    assert where(plane.apps[0].id) >= {"AppGetLogs", "AppPublish"}, "streamed answers' requests too"
+
+
+def test_refused_calls(plane: ControlPlane) -> None:
+    app = new_app()
+    function = register(app)
+    plane.refuse("AppCreate", Status.UNAUTHENTICATED, "Token missing")
+    with pytest.raises(modal.exception.AuthError, match="Token missing"), app.run():
+        pass
+    plane.refuse("FunctionCreate", Status.UNAVAILABLE, "try again", times=2)
+    with app.run():
+        assert plane.rpcs["FunctionCreate"] == 3, "the client tried again"
+        plane.refuse("FunctionMap", Status.UNAVAILABLE, "down", times=100)
+        with pytest.raises(modal.exception.ServiceError, match="down"):
+            function.spawn(do("measure", text="ab"))
+        plane.refuse("FunctionMap", Status.UNAVAILABLE, times=0)
+        call = function.spawn(do("greet", name="x"))
+        call.get(timeout=20)
+        plane.refuse("AppGetLogs", Status.UNAVAILABLE)
+        assert len(list(call.logs.stream())) == 2
+    assert plane.rpcs["AppGetLogs"] >= 2
+    with pytest.raises(ValueError, match="AppMake"):
+        plane.refuse("AppMake", Status.UNAVAILABLE)
+
+
+def test_apps_by_name_and_id_from_another_process(plane: ControlPlane) -> None:
+    with pytest.raises(modal.exception.NotFoundError, match="nowhere"):
+        modal.App.lookup("nowhere")
+    app = new_app()
+    function = register(app)
+    app.deploy(name="sweep")
+    app_id = plane.apps[0].id
+    again = new_app()
+    register(again)
+    again.deploy(name="sweep")
+    assert [app.id for app in plane.apps] == [app_id], "the name's app is used again"
+    assert elsewhere(plane, "print(json.dumps(modal.App.lookup('sweep').app_id))") == app_id
+
+    calls = [function.spawn(do("greet", name=f"job {n}")) for n in range(2)]
+    for call in calls:
+        call.get(timeout=20)
+    program = f"""
+entries = modal.App.lookup({app_id!r}).logs.stream(timeout=2)
+print(json.dumps([[entry.message, entry.source, entry.context_ids] for entry in entries]))
+"""
+    seen = elsewhere(plane, program)
+    for number, call in enumerate(calls):
+        own = [(text, source) for text, source, ids in seen if call.object_id in ids]
+        assert sorted(own) == [
+            (f"hello job {number}\n", "stdout"),
+            (f"warning job {number}\n", "stderr"),
+        ]
+
+    pending = function.spawn(do("sleep", seconds=60))
+    plane.wait_running(pending)
+    assert elsewhere(plane, "print(json.dumps(modal.App.lookup('sweep').stop()))") is None
+    assert plane.apps[0].stopped
+    with pytest.raises(modal.exception.RemoteError):
+        pending.get(timeout=5)
+    with pytest.raises(modal.exception.NotFoundError):
+        modal.App.lookup("sweep")
+    assert modal.App.lookup(app_id).app_id == app_id, "a stopped app is known by its id"
+
+
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_the_command_line_stops_an_app(plane: ControlPlane, by: str) -> None:
+    app = new_app()
+    register(app)
+    app.deploy(name="sweep")
+    identifier = "sweep" if by == "name" else plane.apps[0].id
+    command = [sys.executable, "-m", "modal", "app", "stop", "-y", identifier]
+    subprocess.run(command, env={**os.environ, **plane.environment}, check=True)
+    assert plane.apps[0].stopped
+    assert subprocess.run(command, env={**os.environ, **plane.environment}).returncode == 1
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_that_a_container_wrote(plane: ControlPlane, tmp_path: Path, version: int) -> None:
+    volume = modal.Volume.from_name("runs", create_if_missing=True, version=version)
+    mounted = tmp_path / "mounted" / "runs"
+    files = {"run-1/metrics.jsonl": "{}", "run-1/model/weights": "w" * (9 << 20), "empty": ""}
+    app = new_app()
+    function = register(app, volumes={str(mounted): volume})
+    with app.run():
+        function.spawn(do("write", folder=str(mounted), files=files)).get(timeout=20)
+    volume = modal.Volume.from_name("runs")
+    entries = volume.listdir("/", recursive=True)
+    names = {entry.path for entry in entries if entry.type.name == "FILE"}
+    assert names == set(files)
+    assert {entry.path for entry in entries} == names | {"run-1", "run-1/model"}
+    assert [entry.path for entry in volume.iterdir("/", recursive=False)] == ["empty", "run-1"]
+    listed = {entry.path: entry.size for entry in volume.iterdir("run-1")}
+    assert listed["run-1/metrics.jsonl"] == 2
+    assert [entry.path for entry in volume.listdir("run-1/metrics.jsonl")] == list(files)[:1]
+    for name, text in files.items():
+        assert b"".join(volume.read_file(name)) == text.encode()
+    for missing in ("run-2", "run-1/metrics.jsonl/x", "run-1/model"):
+        with pytest.raises(FileNotFoundError):
+            list(volume.read_file(missing))
+    with pytest.raises(modal.exception.NotFoundError, match="run-2"):
+        volume.listdir("run-2")
+
+
+def test_a_volume_that_does_not_exist(plane: ControlPlane) -> None:
+    with pytest.raises(modal.exception.NotFoundError, match="nowhere"):
+        modal.Volume.from_name("nowhere").hydrate()
+    app = new_app()
+    register(app, volumes={"/vol/runs": modal.Volume.from_name("nowhere")})
+    with pytest.raises(modal.exception.NotFoundError, match="nowhere"), app.run():
+        pass
+    assert plane.volumes == {}

@@ -48,7 +48,20 @@ class AppAnswers(Rpc):
         self, request: api_pb2.AppGetByDeploymentNameRequest
     ) -> api_pb2.AppGetByDeploymentNameResponse:
         app = self.state.deployed(request.name)
-        return api_pb2.AppGetByDeploymentNameResponse(app_id=app.id if app else "")
+        stopped = [app for app in self.state.apps.values() if app.name == request.name]
+        latest = app or (stopped[-1] if stopped else None)
+        return api_pb2.AppGetByDeploymentNameResponse(
+            app_id=app.id if app else "",
+            previous_app_id=latest.id if latest and not app else "",
+            environment_name="main",
+            lifecycle=_lifecycle(latest) if latest else None,
+        )
+
+    @unary
+    async def AppGetLifecycle(
+        self, request: api_pb2.AppGetLifecycleRequest
+    ) -> api_pb2.AppGetLifecycleResponse:
+        return api_pb2.AppGetLifecycleResponse(lifecycle=_lifecycle(self.app(request.app_id)))
 
     @unary
     async def AppGetOrCreate(
@@ -64,7 +77,7 @@ class AppAnswers(Rpc):
             app_id=app.id,
             environment_name="main",
             functions=app.function_ids,
-            lifecycle=api_pb2.AppLifecycle(app_state=app.state, created_at=app.created_at),
+            lifecycle=_lifecycle(app),
         )
         return api_pb2.AppGetOrCreateResponse(app_id=app.id, handle_metadata=metadata)
 
@@ -114,3 +127,7 @@ class AppAnswers(Rpc):
         app = App(self.state.new_id("ap"), name, state)
         self.state.apps[app.id] = app
         return app
+
+
+def _lifecycle(app: App) -> api_pb2.AppLifecycle:
+    return api_pb2.AppLifecycle(app_state=app.state, created_at=app.created_at)

@@ -106,11 +106,15 @@ class Container:
     def _fill_folder(self) -> None:
         (self.folder / "root").mkdir(parents=True)
         definition = self.function.definition
-        for mount_id in definition.mount_ids:
+        image = self.state.images[definition.image_id]
+        for mount_id in [*image.copied_mounts, *definition.mount_ids]:
             for file in self.state.mounts[mount_id]:
                 target = self.folder / file.filename.lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)  # of a mount below, perhaps not writable
                 copyfile(self.state.file(file.sha256_hex), target)
+                if file.mode:
+                    target.chmod(file.mode)
         for mount in definition.volume_mounts:
             self._link(Path(mount.mount_path), self.state.volumes[mount.volume_id].folder)
         own = {self.function.name: self.function.id}  # the app may not be published yet

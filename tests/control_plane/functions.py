@@ -6,6 +6,7 @@ from typing import Any
 
 from modal_proto import api_pb2
 
+from tests.control_plane import gpus
 from tests.control_plane.records import App, Function
 from tests.control_plane.rpc import Rpc, not_found, unary
 
@@ -31,6 +32,9 @@ class FunctionAnswers(Rpc):
         self, request: api_pb2.FunctionCreateRequest
     ) -> api_pb2.FunctionCreateResponse:
         function = self.function(request.existing_function_id)
+        for ranked in request.function_data.ranked_functions:
+            gpus.check(ranked.function.resources.gpu_config)
+        gpus.check(request.function.resources.gpu_config)
         if request.HasField("function_data"):
             function.data = request.function_data
             function.definition = request.function_data.ranked_functions[0].function
@@ -71,6 +75,7 @@ class FunctionAnswers(Rpc):
         """`with_options`: a copy of the function with some of its resources replaced."""
         base = self.function(request.function_id)
         options: Any = request.function_options
+        gpus.check(options.resources.gpu_config)
         bound = self._new_function(base.app, base.name)
         bound_id = bound.metadata.definition_id
         bound.metadata.CopyFrom(base.metadata)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
-from grpclib.server import Stream
 from modal_proto import api_pb2
 
 from tests.control_plane.records import LogLine
-from tests.control_plane.rpc import Rpc, unary
+from tests.control_plane.rpc import Rpc, streamed, unary
 
 
 class LogAnswers(Rpc):
+    @streamed
     async def AppGetLogs(
-        self, stream: Stream[api_pb2.AppGetLogsRequest, api_pb2.TaskLogsBatch]
-    ) -> None:
-        request = await stream.recv_message()
-        assert request is not None
-        self.rpcs["AppGetLogs"] += 1
+        self, request: api_pb2.AppGetLogsRequest
+    ) -> AsyncGenerator[api_pb2.TaskLogsBatch, None]:
         app = self.app(request.app_id)
         position = int(request.last_entry_id or 0)
         deadline = time.time() + request.timeout
@@ -29,11 +26,9 @@ class LogAnswers(Rpc):
             for line in app.logs[position:]:
                 position += 1
                 if _matches(line, request, request.file_descriptor):
-                    await stream.send_message(_batch(line, str(position)))
+                    yield _batch(line, str(position))
             if done:
-                await stream.send_message(
-                    api_pb2.TaskLogsBatch(app_done=True, entry_id=str(position))
-                )
+                yield api_pb2.TaskLogsBatch(app_done=True, entry_id=str(position))
             if done or time.time() >= deadline:
                 return
             await self.state.changed.wait(deadline - time.time())

@@ -1,19 +1,20 @@
-"""Answers about secrets, volumes, images, mounts and blobs."""
+"""Answers about secrets, volumes, mounts and blobs."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import os
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
-from grpclib.server import Stream
 from modal_proto import api_pb2
 
-from tests.control_plane.apps import BUILDER_VERSION
-from tests.control_plane.records import Image, Secret, Status, Volume
-from tests.control_plane.rpc import Rpc, not_found, unary
+from tests.control_plane.records import Secret, Volume
+from tests.control_plane.rpc import Rpc, not_found, streamed, unary
 
 BLOCK = 8 << 20  # bytes of a file in a volume that one URL gives
+VOLUME_BLOCK = "vb"  # starts the id of what was not uploaded as a blob
 
 
 class ObjectAnswers(Rpc):
@@ -69,50 +70,35 @@ class ObjectAnswers(Rpc):
     async def VolumeReload(self, request: api_pb2.VolumeReloadRequest) -> Empty:
         return Empty()
 
+    @streamed
     async def VolumeListFiles(
-        self, stream: Stream[api_pb2.VolumeListFilesRequest, api_pb2.VolumeListFilesResponse]
-    ) -> None:
-        request = await stream.recv_message()
-        assert request is not None
+        self, request: api_pb2.VolumeListFilesRequest
+    ) -> AsyncGenerator[api_pb2.VolumeListFilesResponse, None]:
         entries = self._entries(request.volume_id, request.path, request.recursive)
-        await stream.send_message(api_pb2.VolumeListFilesResponse(entries=entries))
+        yield api_pb2.VolumeListFilesResponse(entries=entries)
 
+    @streamed
     async def VolumeListFiles2(
-        self, stream: Stream[api_pb2.VolumeListFiles2Request, api_pb2.VolumeListFiles2Response]
-    ) -> None:
-        request = await stream.recv_message()
-        assert request is not None
+        self, request: api_pb2.VolumeListFiles2Request
+    ) -> AsyncGenerator[api_pb2.VolumeListFiles2Response, None]:
         entries = self._entries(request.volume_id, request.path, request.recursive)
-        await stream.send_message(api_pb2.VolumeListFiles2Response(entries=entries))
+        yield api_pb2.VolumeListFiles2Response(entries=entries)
 
     @unary
     async def VolumeGetFile2(
         self, request: api_pb2.VolumeGetFile2Request
     ) -> api_pb2.VolumeGetFile2Response:
         path = self._inside(request.volume_id, request.path)
-        if not path.is_file():
-            raise not_found("File", request.path)
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise not_found("File", request.path) from error
         urls = []
         for start in range(0, len(content), BLOCK):
-            blob_id = self.state.new_id("bl")
+            blob_id = self.state.new_id(VOLUME_BLOCK)
             self.blobs[blob_id] = content[start : start + BLOCK]
             urls.append(self.blob_url(blob_id))
         return api_pb2.VolumeGetFile2Response(get_urls=urls, size=len(content), len=len(content))
-
-    @unary
-    async def ImageGetOrCreate(
-        self, request: api_pb2.ImageGetOrCreateRequest
-    ) -> api_pb2.ImageGetOrCreateResponse:
-        content = request.image.SerializeToString(deterministic=True)
-        image_id = f"im-{hashlib.sha256(content).hexdigest()[:22]}"
-        below = [self.state.images[base.image_id] for base in request.image.base_images]
-        self.state.images[image_id] = Image(image_id, request.image, below[0] if below else None)
-        return api_pb2.ImageGetOrCreateResponse(
-            image_id=image_id,
-            result=api_pb2.GenericResult(status=Status.GENERIC_STATUS_SUCCESS),
-            metadata=api_pb2.ImageMetadata(image_builder_version=BUILDER_VERSION),
-        )
 
     @unary
     async def MountBatchedCheckExistence(
@@ -159,14 +145,26 @@ class ObjectAnswers(Rpc):
         start = self._inside(volume_id, path)
         if not start.exists():
             raise not_found("Path", path)
-        found = start.rglob("*") if recursive else start.iterdir()
-        folder, kinds = self.state.volumes[volume_id].folder, api_pb2.FileEntry.FileType
-        return [
-            api_pb2.FileEntry(
-                path=str(entry.relative_to(folder)),
-                type=kinds.DIRECTORY if entry.is_dir() else kinds.FILE,
-                mtime=int(entry.stat().st_mtime),
-                size=entry.stat().st_size,
-            )
-            for entry in sorted(found if start.is_dir() else [start])
-        ]
+        if not start.is_dir():
+            found = [start]
+        elif recursive:
+            walked = os.walk(start)
+            found = [Path(at) / name for at, below, files in walked for name in [*below, *files]]
+        else:
+            found = list(start.iterdir())
+        folder, entries = self.state.volumes[volume_id].folder, []
+        for file in sorted(found):
+            with contextlib.suppress(FileNotFoundError):  # a container may be at work in there
+                entries.append(_entry(file, folder))
+        return entries
+
+
+def _entry(file: Path, folder: Path) -> api_pb2.FileEntry:
+    status, kinds = file.lstat(), api_pb2.FileEntry.FileType
+    kind = kinds.DIRECTORY if file.is_dir() else kinds.FILE
+    return api_pb2.FileEntry(
+        path=str(file.relative_to(folder)),
+        type=kinds.SYMLINK if file.is_symlink() else kind,
+        mtime=int(status.st_mtime),
+        size=status.st_size,
+    )

@@ -12,17 +12,20 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import modal
+from grpclib import Status as RPCStatus
 from grpclib.server import Server
 
 from tests.control_plane.blobs import BlobStore
 from tests.control_plane.containers import Container
+from tests.control_plane.incoming import Incoming
+from tests.control_plane.objects import VOLUME_BLOCK
 from tests.control_plane.records import App, Call, FunctionSpec, Secret, State, Volume
 from tests.control_plane.scheduler import Preemptions, Scheduler, Settings
 from tests.control_plane.service import Service
@@ -40,7 +43,8 @@ class ControlPlane:
         self.id = uuid.uuid4().hex
         self.state = State(root)
         self.blobs = BlobStore()
-        self.rpcs: Counter[str] = Counter()
+        self._incoming = Incoming(root / "requests")
+        self.rpcs = self._incoming.counts
         self.environment: dict[str, str] = {}
         self._scheduler = Scheduler(self.state, settings or Settings(), self.id, self._serve)
         self.errors = self._scheduler.errors
@@ -106,6 +110,19 @@ class ControlPlane:
         """The workspace's prices; none unless set, as the real keys are not known here."""
         self.state.rates = rates
 
+    def break_images(
+        self,
+        *,
+        containing: str,
+        message: str = "task exited with failure, status = exit status: 1",
+    ) -> None:
+        """From now on no layer is built that has such a text in one of its Dockerfile commands."""
+        self.state.broken_images[containing] = message
+
+    def refuse(self, rpc: str, status: RPCStatus, message: str = "refused", times: int = 1) -> None:
+        """Answer the next calls of this RPC, whoever makes them, with a status of gRPC's."""
+        self._incoming.refuse(rpc, status, message, times)
+
     # What tests do to running calls
 
     def preempt(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 30.0) -> None:
@@ -124,7 +141,9 @@ class ControlPlane:
     @property
     def functions(self) -> dict[str, FunctionSpec]:
         """By name; the newest where several apps have one of that name."""
-        return {f.name: self.state.spec(f) for f in self.state.functions.values()}
+        functions = list(self.state.functions.values())
+        # Those whose image or GPU was refused have a name only.
+        return {f.name: self.state.spec(f) for f in functions if f.definition.image_id}
 
     @property
     def secrets(self) -> dict[str, tuple[str, ...]]:
@@ -145,6 +164,26 @@ class ControlPlane:
 
     def call(self, call: modal.FunctionCall[Any] | str) -> Call:
         return self.state.calls[call if isinstance(call, str) else call.object_id]
+
+    def received(self) -> Iterator[tuple[str, bytes]]:
+        """All that clients and containers ever gave, but for secrets' values: requests under the
+        name of their RPC, then each `blob`, `file` that was shipped, `volume` file and `log`.
+        """
+        yield from self._incoming
+        for blob_id, content in list(self.blobs.contents.items()):
+            if not blob_id.startswith(VOLUME_BLOCK):
+                yield "blob", content
+        for kind in ("file", "volume"):
+            for folder, _, names in os.walk(self.state.root / f"{kind}s"):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):  # a container may be at work
+                        yield kind, Path(folder, name).read_bytes()
+        for app in self.apps:
+            logs: defaultdict[tuple[str, int], str] = defaultdict(str)
+            for line in list(app.logs):
+                logs[line.task_id, line.descriptor] += line.text
+            for text in logs.values():
+                yield "log", text.encode()
 
     def _on_running(
         self,
@@ -179,7 +218,7 @@ class ControlPlane:
             container,
             blobs=self.blobs.contents,
             blob_url=self.blobs.url_of,
-            rpcs=self.rpcs,
+            incoming=self._incoming,
         )
         return service
 

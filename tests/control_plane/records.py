@@ -66,6 +66,38 @@ class Image:
         pairs = [shlex.split(line)[0].partition("=") for line in lines if "$" not in line]
         return {name: value for name, equals, value in pairs if equals}
 
+    @property
+    def copied_mounts(self) -> list[str]:
+        """Of `add_local_*(copy=True)`, from the bottom; their files say where they go."""
+        below = self.base.copied_mounts if self.base else []
+        copies = "COPY . /" in self.definition.dockerfile_commands
+        return [*below, self.definition.context_mount_id] if copies else below
+
+
+@dataclass(frozen=True)
+class FailedBuild:
+    """A layer with a command that contains the text which the test said cannot be built."""
+
+    image_id: str
+    commands: tuple[str, ...]
+    text: str
+    message: str
+
+    @property
+    def log(self) -> list[str]:
+        """As the builder and pip print it."""
+        number = next(n for n, command in enumerate(self.commands) if self.text in command)
+        steps = [f"=> Step {n}: {self.commands[n]}\n" for n in range(number + 1)]
+        failed = self.commands[number].removeprefix("RUN ")
+        return [
+            f"Building image {self.image_id}\n",
+            *steps,
+            f"ERROR: Could not find a version that satisfies the requirement {self.text}\n",
+            f"ERROR: No matching distribution found for {self.text}\n",
+            f'Terminating task due to error: failed to run builder command "{failed}"\n',
+            "Runner failed with exit code: 1\n",
+        ]
+
 
 @dataclass(frozen=True)
 class Secret:
@@ -188,6 +220,8 @@ class State:
     calls: dict[str, Call] = field(default_factory=dict)
     inputs: dict[str, Input] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
+    broken_images: dict[str, str] = field(default_factory=dict)
+    failed_builds: dict[str, FailedBuild] = field(default_factory=dict)
     mounts: dict[str, list[api_pb2.MountFile]] = field(default_factory=dict)
     secrets: dict[str, Secret] = field(default_factory=dict)
     volumes: dict[str, Volume] = field(default_factory=dict)
@@ -198,7 +232,8 @@ class State:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def new_id(self, prefix: str) -> str:
-        return f"{prefix}-{next(self._numbers):06d}"
+        """As long as Modal's: the client takes `ap-` and 22 letters or digits for an app's id."""
+        return f"{prefix}-{next(self._numbers):022d}"
 
     def deployed(self, name: str) -> App | None:
         live = (app for app in self.apps.values() if app.name == name and not app.stopped)

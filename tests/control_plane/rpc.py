@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import traceback
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -16,6 +16,7 @@ from grpclib.server import Stream
 from modal_proto.api_grpc import ModalClientBase
 
 from tests.control_plane.containers import Container
+from tests.control_plane.incoming import Incoming
 from tests.control_plane.records import App, Call, Function
 from tests.control_plane.scheduler import Scheduler
 
@@ -30,20 +31,34 @@ def unary(method: Callable[[S, Request], Awaitable[Response]]) -> Handler[S, Req
 
     @functools.wraps(method)
     async def handler(self: S, stream: Stream[Request, Response]) -> None:
-        request = await stream.recv_message()
+        request = await self.take(method.__name__, stream)
         if request is None:
             return
-        self.rpcs[method.__name__] += 1
-        try:
+        with self.mistakes_kept():
             response = await method(self, request)
-        except GRPCError:
-            raise
-        except Exception as error:
-            self.errors.append(traceback.format_exc())
-            raise GRPCError(
-                RPCStatus.FAILED_PRECONDITION, f"The stand-in failed: {error!r}"
-            ) from error
         await stream.send_message(response)
+
+    return handler
+
+
+def streamed(
+    method: Callable[[S, Request], AsyncGenerator[Response, None]],
+) -> Handler[S, Request, Response]:
+    """The same for an RPC that is answered by several responses."""
+
+    @functools.wraps(method)
+    async def handler(self: S, stream: Stream[Request, Response]) -> None:
+        request = await self.take(method.__name__, stream)
+        if request is None:
+            return
+        async with contextlib.aclosing(method(self, request)) as responses:
+            while True:
+                with self.mistakes_kept():
+                    response = await anext(responses, None)
+                if response is None:
+                    return
+                # Outside: that the other side has left is no mistake of the stand-in.
+                await stream.send_message(response)
 
     return handler
 
@@ -53,6 +68,7 @@ def complete(service: Any) -> Any:
 
     def missing(name: str) -> Callable[..., Coroutine[Any, Any, None]]:
         async def handler(self: Rpc, stream: Stream[Any, Any]) -> None:
+            await self.take(name, stream)
             self.errors.append(f"{name} is not answered by the stand-in")
             raise GRPCError(RPCStatus.UNIMPLEMENTED, self.errors[-1])
 
@@ -73,15 +89,34 @@ class Rpc(ModalClientBase):
         *,
         blobs: dict[str, bytes],
         blob_url: Callable[[str], str],
-        rpcs: Counter[str],
+        incoming: Incoming,
     ) -> None:
         self.scheduler = scheduler
         self.state = scheduler.state
         self.container = container
         self.blobs = blobs
         self.blob_url = blob_url
-        self.rpcs = rpcs
+        self.incoming = incoming
         self.errors = scheduler.errors
+
+    async def take(self, name: str, stream: Stream[Request, Any]) -> Request | None:
+        """The request of the RPC of that name; None if the other side has left."""
+        request = await stream.recv_message()
+        if request is not None:
+            self.incoming.take(name, request)
+        return request
+
+    @contextlib.contextmanager
+    def mistakes_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except GRPCError:
+            raise
+        except Exception as error:
+            self.errors.append(traceback.format_exc())
+            raise GRPCError(
+                RPCStatus.FAILED_PRECONDITION, f"The stand-in failed: {error!r}"
+            ) from error
 
     @property
     def own(self) -> Container:

@@ -10,6 +10,7 @@ from modal_proto import api_pb2
 from tests.control_plane.apps import AppAnswers
 from tests.control_plane.calls import CallAnswers
 from tests.control_plane.functions import FunctionAnswers
+from tests.control_plane.images import ImageAnswers
 from tests.control_plane.logs import LogAnswers
 from tests.control_plane.objects import ObjectAnswers
 from tests.control_plane.rpc import complete, unary
@@ -17,7 +18,7 @@ from tests.control_plane.rpc import complete, unary
 HEARTBEAT_SECONDS = 14.0  # under the client's interval of 15
 
 
-class Service(AppAnswers, ObjectAnswers, FunctionAnswers, CallAnswers, LogAnswers):
+class Service(AppAnswers, ObjectAnswers, ImageAnswers, FunctionAnswers, CallAnswers, LogAnswers):
     @unary
     async def ContainerHello(self, request: Empty) -> Empty:
         return Empty()

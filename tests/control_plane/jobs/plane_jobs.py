@@ -39,6 +39,29 @@ def measure(text: str) -> dict[str, Any]:
     return {"length": len(text), "text": text}
 
 
+def look(files: list[str]) -> dict[str, Any]:
+    """The text and mode of files, under paths as they are where the container's root is `/`."""
+    root = os.environ["CONTROL_PLANE_CONTAINER"]
+    found = {name: Path(root + name) for name in files if Path(root + name).exists()}
+    return {
+        "texts": {name: path.read_text() for name, path in found.items()},
+        "modes": {name: path.stat().st_mode & 0o777 for name, path in found.items()},
+    }
+
+
+def write(folder: str, files: dict[str, str]) -> dict[str, Any]:
+    for name, text in files.items():
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return {}
+
+
+def echo(variable: str) -> dict[str, Any]:
+    print(os.environ[variable])
+    return {}
+
+
 def succeed_at(attempt: int, folder: str) -> dict[str, Any]:
     """Fail until this attempt; `folder` remembers how many there were."""
     tries = Path(folder) / "tries"
