@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,16 +41,24 @@ def check(cfg: DictConfig) -> Experiment:
         raise UserError(
             f"policy={config.policy}: {config.env.get('name')} has no such policy{hint}"
         )
-    if config.checkpoint:
+    if config.gpu.type != "local" and not os.environ.get("MODAL_TASK_ID"):
+        _check_reachable(config)
+    elif config.checkpoint:
         config.checkpoint = str(checkpoint.find(config.checkpoint))
-    elif config.model.path is None and config.model.scratch is None:
+    if not config.checkpoint and config.model.path is None and config.model.scratch is None:
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
-    if config.gpu.type != "local":
-        raise UserError(
-            f"gpu.type={config.gpu.type}: jobs on Modal cannot be launched yet; use gpu=local "
-            f"(this machine's own GPU, if it has one, takes model={config.model.name})"
-        )
     return Experiment(config, environment)
+
+
+def _check_reachable(config: Config) -> None:
+    """A job on Modal sees the folders of its volumes, not those of this machine."""
+    for name, path in (("checkpoint", config.checkpoint), ("model.path", config.model.path)):
+        if path and Path(path).is_dir():
+            raise UserError(
+                f"{name}={path}: a folder of this machine, which gpu={config.gpu.type.lower()} "
+                "cannot see; give a folder of the outputs volume (/outputs/RUN/JOB), or use "
+                "gpu=local"
+            )
 
 
 def _typed(cfg: DictConfig) -> Config:

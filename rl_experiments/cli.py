@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from rl_experiments import interrupts
-from rl_experiments.errors import UserError, explain, is_storage_error, storage_error
-from rl_experiments.schema import CONF_DIR, CONFIG_FILE, register, search_outside
+from rl_experiments.errors import what_to_tell
+from rl_experiments.schema import CONF_DIR, register, search_outside
 
 RUNS = Path("runs")
 
 
 class Verb(NamedTuple):
-    """What a verb does: `module:function` of a Hydra task, or of a function of the overrides."""
+    """What a verb does: `module:function` of a Hydra task, or of a function of the words."""
 
     help: str
     target: str
     is_job: bool = True  # composed by Hydra, run by its launcher, with a run folder
+    adds: tuple[str, ...] = ()  # overrides
 
 
 VERBS = {
@@ -43,6 +40,21 @@ VERBS = {
     "play": Verb(
         "play in the terminal, or watch a checkpoint= or policy= play",
         "rl_experiments.play:play",
+        is_job=False,
+    ),
+    "plan": Verb(
+        "what train would run, on which GPUs, and what it would cost; runs nothing",
+        "rl_experiments.train:train",
+        adds=("hydra.launcher.plan_only=true",),
+    ),
+    "runs": Verb(
+        "what was launched; runs attach|logs|cancel|pull RUN",
+        "rl_experiments.cli:runs",
+        is_job=False,
+    ),
+    "resume": Verb(
+        "resume RUN: run again what did not finish, with the settings of then",
+        "rl_experiments.cli:resume",
         is_job=False,
     ),
 }
@@ -68,7 +80,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
     try:
         if VERBS[verb].is_job:
-            _run_job(verb, overrides, full=full)
+            _run_jobs(verb, [*overrides, *VERBS[verb].adds])
         else:
             _function(verb)(overrides)
     except KeyboardInterrupt as stop:
@@ -76,10 +88,24 @@ def main() -> None:
     except Exception as error:
         if interrupts.caused(error):
             _exit("Stopped.", code=130)
-        line = _line(error)
+        line = what_to_tell(error)
         if line is None or full:
             raise
         _exit(line)
+
+
+def runs(words: Sequence[str]) -> None:
+    """The `runs` verb."""
+    from hydra_plugins.modal_launcher import _runs
+
+    _runs.runs(words, root=RUNS)
+
+
+def resume(words: Sequence[str]) -> None:
+    """The `resume` verb."""
+    from hydra_plugins.modal_launcher import _runs
+
+    _runs.resume(words, root=RUNS)
 
 
 def _hide_verbs_from_completion() -> None:
@@ -91,6 +117,8 @@ def _hide_verbs_from_completion() -> None:
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, which may stand anywhere, and the rest."""
+    if arguments and arguments[0] in ("runs", "resume"):  # they take words of their own
+        return arguments[0], list(arguments[1:])
     bare = [
         word
         for before, word in pairwise(["", *arguments])
@@ -108,40 +136,18 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return verb, rest
 
 
-def _run_job(verb: str, overrides: list[str], *, full: bool) -> None:
+def _run_jobs(verb: str, overrides: list[str]) -> None:
     # Flags (--help, --cfg, shell completion) start no run and need no name.
     if not any(word.startswith("-") and word not in ("-m", "--multirun") for word in overrides):
         overrides = [*overrides, *_run_name(verb, overrides)]
     sys.argv = [sys.argv[0], *overrides]
-    failures: list[str] = []
-    unopened: set[Path] = set()
-
-    def task(cfg: DictConfig) -> object:
-        # The verb's heavy imports wait until Hydra has found the configuration sound.
-        try:
-            return _function(verb)(cfg)
-        except Exception as error:
-            line = _line(error)
-            if line is None or full:
-                raise
-            failures.append(line)
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            if not (folder / CONFIG_FILE).exists():  # refused before its run was opened
-                shutil.rmtree(folder, ignore_errors=True)
-                unopened.add(folder.parent)
-            return None  # the sweep's other jobs go on
-
-    hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")(task)()
-    for folder in unopened:
-        if not any(path.is_dir() for path in folder.glob("*")):
-            shutil.rmtree(folder, ignore_errors=True)
-    if failures:
-        _exit("\n".join(failures))
+    main = hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")
+    main(_function(verb))()
 
 
-def _function(verb: str) -> Callable[..., object]:
+def _function(verb: str) -> Callable[..., Any]:
     module, _, name = VERBS[verb].target.partition(":")
-    found: Callable[..., object] = getattr(import_module(module), name)
+    found: Callable[..., Any] = getattr(import_module(module), name)
     return found
 
 
@@ -157,7 +163,7 @@ def _run_name(verb: str, overrides: Sequence[str]) -> list[str]:
             return []
         _exit(f"name={name}: {RUNS / name} exists; add resume=true to go on, or take another name")
     label = given.get("experiment") or given.get("env") or "game2048"
-    label = re.sub(r"[^\w.+-]", "+", label) + ("" if verb == "train" else f"-{verb}")
+    label = re.sub(r"[^\w.+-]", "+", label) + ("-evaluate" if verb == "evaluate" else "")
     if resume:
         dated = re.compile(re.escape(label) + r"-\d{4}-\d{6}(-\d+)?")
         runs = [p for p in RUNS.glob("*") if dated.fullmatch(p.name)] if RUNS.is_dir() else []
@@ -167,15 +173,6 @@ def _run_name(verb: str, overrides: Sequence[str]) -> list[str]:
     name = f"{label}-{time.strftime('%m%d-%H%M%S')}"
     taken = [n for n in (name, *(f"{name}-{i}" for i in range(2, 100))) if not (RUNS / n).exists()]
     return [f"name={taken[0]}"]
-
-
-def _line(error: Exception) -> str | None:
-    """What to tell the user; None for a fault of the program, whose traceback is wanted."""
-    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
-        return explain(error)
-    if isinstance(error, OSError) and is_storage_error(error):
-        return str(storage_error(error))
-    return None
 
 
 def _verb_help() -> str:

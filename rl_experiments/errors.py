@@ -4,13 +4,46 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from hydra.errors import CompactHydraException, HydraException
+from hydra_plugins.modal_launcher.failures import JobFailed, Refused
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-class UserError(Exception):
+
+class UserError(CompactHydraException):
     """A mistake or a condition outside the program; shown as one line, without a traceback."""
+
+
+def task(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], float]:
+    """A job's function whose mistakes of the user end as a `UserError`, wherever it runs."""
+
+    @functools.wraps(function)
+    def run(cfg: DictConfig) -> float:
+        try:
+            return function(cfg)
+        except UserError:
+            raise
+        except (HydraException, OmegaConfBaseException, OSError) as error:
+            line = what_to_tell(error)
+            if line is None:
+                raise
+            raise UserError(line) from error
+
+    return run
+
+
+def what_to_tell(error: Exception) -> str | None:
+    """One line for the user; None for a fault of the program, whose traceback is wanted."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain(error)
+    if isinstance(error, OSError) and is_storage_error(error):
+        return str(storage_error(error))
+    return None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -50,7 +83,7 @@ def is_storage_error(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> str:
     """One line for what Hydra and OmegaConf say in several; the setting's name comes first."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | JobFailed | Refused):
         return str(error)
     causes: list[BaseException] = []
     cause: BaseException | None = error

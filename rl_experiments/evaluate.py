@@ -16,7 +16,7 @@ from rich.table import Table
 from environments import Environment, evaluation_seed
 from rl_experiments import interrupts, intervals
 from rl_experiments.check import check
-from rl_experiments.errors import UserError
+from rl_experiments.errors import UserError, task
 from rl_experiments.files import (
     append_json_lines,
     keep_json_lines,
@@ -149,6 +149,7 @@ class Evaluation:
         return table
 
 
+@task
 def evaluate(cfg: DictConfig) -> float:
     """The `evaluate` verb: a table of one scripted policy, or of a model beside all of them.
 
@@ -170,8 +171,7 @@ def evaluate(cfg: DictConfig) -> float:
         if not interrupts.caused(error):
             raise
         raise KeyboardInterrupt(
-            f"Stopped; the episodes played are in {run.evaluation}. Go on with: "
-            f"{resume_command('evaluate')}"
+            f"Stopped; the episodes played are in {run.evaluation}. Go on with: {resume_command()}"
         ) from None
     evaluation.save()
     progress.print(evaluation.table())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -144,9 +144,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def resume_command(verb: str = "") -> str:
-    """The command that goes on with this process's jobs, as a person would type it."""
-    words = [*([verb] if verb else []), *sys.argv[1:]]
-    if "resume=true" not in words:
-        words.append("resume=true")
-    return f"python -m rl_experiments {shlex.join(words)}"
+def resume_command() -> str:
+    """The command that goes on with the run of the present job."""
+    sweep = Path(HydraConfig.get().sweep.dir)
+    is_named = sweep.parent == Path("runs").absolute() or "MODAL_TASK_ID" in os.environ
+    return f"python -m rl_experiments resume {sweep.name if is_named else shlex.quote(str(sweep))}"

@@ -22,6 +22,9 @@ _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout has it beside the package.
 CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is_dir())
 
+# The versions that a job is given on Modal: the very ones that are installed here.
+_LOCK = "requirements.lock"
+
 CONFIG_FILE = "config.yaml"  # in a run's folder: what was composed
 
 
@@ -115,7 +118,7 @@ class GpuConfig:
     fallback: list[str] = field(default_factory=list)
     cpu: float | None = None  # physical cores
     memory: int | None = None  # MiB
-    timeout: int = 14400  # seconds an attempt
+    timeout: int = 14400  # seconds an attempt; above a day it is chained over attempts
     region: str | None = None
     retries: int = 3
 
@@ -179,6 +182,11 @@ class LoggerConfig:
 
 
 @dataclass
+class BudgetConfig:
+    max_usd: float | None = None  # of all jobs of a launch together
+
+
+@dataclass
 class Config:
     name: str = MISSING  # of the run: its folder under runs/
     seed: int = 0
@@ -188,6 +196,7 @@ class Config:
     policy: str | None = None  # a scripted policy, for evaluate and play
     env: dict[str, Any] = field(default_factory=dict)
     gpu: GpuConfig = field(default_factory=GpuConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -233,7 +242,12 @@ def search_outside(overrides: Sequence[str]) -> None:
 
 
 def register() -> None:
-    """Make the schema and the `default_model` resolver known to Hydra."""
+    """Make the schema and the resolvers of the configuration known to Hydra."""
     ConfigStore.instance().store("schema", Config)
     resolver: Callable[..., str] = default_model
     OmegaConf.register_new_resolver("default_model", resolver, replace=True)
+    OmegaConf.register_new_resolver("requirements", _requirements, replace=True)
+
+
+def _requirements() -> str:
+    return str(next(f for f in (_PACKAGE / _LOCK, _PACKAGE.parent / _LOCK) if f.is_file()))

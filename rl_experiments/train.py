@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from rl_experiments import checkpoint, interrupts
 from rl_experiments.check import Experiment, check
-from rl_experiments.errors import UserError
+from rl_experiments.errors import UserError, task
 from rl_experiments.evaluate import Evaluation, evaluation_temperature
 from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
@@ -17,6 +17,7 @@ from rl_experiments.run import Run, resume_command
 from rl_experiments.schema import Config, default_model
 
 
+@task
 def train(cfg: DictConfig) -> float:
     """Train a policy in Hydra's output folder. Returns its win rate on unseen seeds."""
     experiment = check(cfg)

@@ -1,0 +1,284 @@
+"""A composed job as plain data: what is written down, sent, and run again later."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.modal_launcher._files import read_json, write_json
+from hydra_plugins.modal_launcher.config import ModalJobsConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf.basecontainer import BaseContainer
+
+LOCAL = "local"
+CONTROL = ".job"  # in a job's folder: what the launcher keeps there
+
+_BUILT_IN = re.compile(r"oc\..*|now|hydra|python_version")
+
+
+@dataclass
+class Job:
+    """One job of a launch. `payload` is all that a process elsewhere needs to run it."""
+
+    num: int
+    overrides: list[str]
+    config: DictConfig  # the application's and Hydra's, interpolations kept
+    settings: ModalJobsConf  # its own, not the sweep's
+    folder: Path  # absolute, on this machine
+    task: Callable[[Any], Any]
+    payload: dict[str, Any]
+
+    @property
+    def is_local(self) -> bool:
+        return self.settings.gpu == LOCAL
+
+    @property
+    def sweep_folder(self) -> Path:
+        return Path(self.payload["dir"])
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the job left when it ended; None while it has not."""
+        found: dict[str, Any] | None = read_json(self.folder / CONTROL / "result.json")
+        return found
+
+    def save(self) -> None:
+        write_json(self.folder / CONTROL / "job.json", self.payload)
+
+
+def labels(jobs: Sequence[Job]) -> dict[int, str]:
+    """What a person tells the jobs of a launch apart by: the overrides that not all of them have.
+
+    Of a single job, all of them.
+    """
+    words = {job.num: [w for w in job.overrides if not w.startswith("name=")] for job in jobs}
+    common = set.intersection(*map(set, words.values())) if len(jobs) > 1 else set()
+    return {num: " ".join(w for w in own if w not in common) or "-" for num, own in words.items()}
+
+
+def compose(
+    context: HydraContext,
+    task: TaskFunction,
+    master: DictConfig,
+    overrides: Sequence[str],
+    *,
+    num: int,
+) -> Job:
+    """Compose a job and freeze in it what would be another thing elsewhere or later."""
+    config = context.config_loader.load_sweep_config(master, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = str(num)
+        config.hydra.job.num = num
+    HydraConfig.instance().set_config(config)
+    sweep, subdir = Path(str(config.hydra.sweep.dir)).absolute(), str(config.hydra.sweep.subdir)
+    with _changeable(config):
+        _freeze_times(config)
+        config.hydra.sweep.dir, config.hydra.sweep.subdir = str(sweep), subdir
+        config.hydra.runtime.output_dir = str(sweep / subdir)
+        for name in config.hydra.job.env_copy:  # their values are not for a file
+            config.hydra.job.env_set.pop(name, None)
+    HydraConfig.instance().set_config(config)
+    payload = {
+        "num": num,
+        "overrides": [str(word) for word in config.hydra.overrides.task],
+        "dir": str(sweep),
+        "subdir": subdir,
+        "task": reference(task),
+        "name": str(config.hydra.job.name),
+        "config": _text(config),
+        "types": dict(_types(config)),
+        "resolvers": _resolvers(config),
+    }
+    return Job(
+        num=num,
+        overrides=list(payload["overrides"]),
+        config=config,
+        settings=settings_of(config),
+        folder=sweep / subdir,
+        task=task,
+        payload=payload,
+    )
+
+
+def reopen(folder: Path) -> Job | None:
+    """The job that a folder was made by, to run it again with the settings of then."""
+    payload = read_json(folder / CONTROL / "job.json")
+    if payload is None:
+        return None
+    # The run's folder may have been moved, or be on another machine now.
+    depth = len(Path(payload["subdir"]).parts)
+    payload["dir"] = str(folder.absolute().parents[depth - 1])
+    config = load_config(payload)
+    return Job(
+        num=payload["num"],
+        overrides=payload["overrides"],
+        config=config,
+        settings=settings_of(config),
+        folder=folder.absolute(),
+        task=load_task(payload["task"]),
+        payload=payload,
+    )
+
+
+def settings_of(config: DictConfig) -> ModalJobsConf:
+    node = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    assert isinstance(node, dict)
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModalJobsConf), node))
+    assert isinstance(settings, ModalJobsConf)
+    return settings
+
+
+def application_config(config: DictConfig) -> DictConfig:
+    """The composed configuration without Hydra's own part."""
+    plain = config.copy()
+    with _changeable(plain):
+        del plain["hydra"]
+    return plain
+
+
+def load_config(payload: dict[str, Any]) -> DictConfig:
+    """The configuration in a payload, its types restored where their classes can be imported."""
+    import pickle
+
+    for name, pickled in payload["resolvers"].items():
+        if not OmegaConf.has_resolver(name):
+            BaseContainer._resolvers[name] = pickle.loads(base64.b64decode(pickled))
+    plain = OmegaConf.create(payload["config"])
+    assert isinstance(plain, DictConfig)
+    try:
+        config = _typed(plain, payload["types"])
+    except Exception:  # a class that has changed since: plain values must do
+        config = _typed(plain, {"hydra": payload["types"]["hydra"]})
+    with _changeable(config):
+        config.hydra.sweep.dir, config.hydra.sweep.subdir = payload["dir"], payload["subdir"]
+        config.hydra.runtime.output_dir = str(Path(payload["dir"]) / payload["subdir"])
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def reference(task: Callable[..., Any]) -> dict[str, Any]:
+    """A task by name; where it has none that can be imported, by value."""
+    module, name = task.__module__, task.__qualname__
+    if module == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        module = spec.name if spec is not None else ""  # a script has no name to import it by
+    if module and "<locals>" not in name:
+        try:
+            found: Any = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            found = None
+        # `@hydra.main` hides the task behind a function of the same name.
+        for unwrap in range(8):
+            if found is task:
+                return {"name": f"{module}:{name}", "unwrap": unwrap}
+            found = getattr(found, "__wrapped__", None)
+    import cloudpickle
+
+    pickled = base64.b64encode(cloudpickle.dumps(task)).decode()
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {"pickle": pickled, "python": python, "name": f"{task.__module__}:{name}"}
+
+
+def load_task(task: dict[str, Any]) -> Callable[[Any], Any]:
+    if "pickle" in task:
+        import pickle
+
+        loaded: Callable[[Any], Any] = pickle.loads(base64.b64decode(task["pickle"]))
+        return loaded
+    module, _, name = task["name"].partition(":")
+    found: Any = getattr(importlib.import_module(module), name)
+    for _ in range(task["unwrap"]):
+        found = found.__wrapped__
+    function: Callable[[Any], Any] = found
+    return function
+
+
+def shape(job: Job) -> str:
+    """What tells how long a job takes: where it runs, its choices, and the settings named."""
+    choices = {k: v for k, v in job.config.hydra.runtime.choices.items() if "hydra/" not in k}
+    settings = job.settings
+    where = [settings.gpu, settings.gpu_count, settings.cpu, settings.memory]
+    named = {key: str(OmegaConf.select(job.config, key)) for key in settings.shape}
+    return json.dumps([where, job.payload["task"]["name"], choices, named], sort_keys=True)
+
+
+@contextmanager
+def _changeable(config: DictConfig) -> Iterator[None]:
+    with read_write(config), open_dict(config), read_write(config.hydra), open_dict(config.hydra):
+        yield
+
+
+def _freeze_times(config: DictConfig | ListConfig) -> None:
+    keys: Any = config.keys() if isinstance(config, DictConfig) else range(len(config))
+    for key in list(keys):
+        node = config._get_node(key)
+        if isinstance(node, DictConfig | ListConfig):
+            if not (node._is_none() or node._is_missing() or node._is_interpolation()):
+                _freeze_times(node)
+        elif "${now:" in str(getattr(node, "_value", lambda: "")()):
+            config[key] = config[key]
+
+
+def _text(config: DictConfig) -> str:
+    shown = config.copy()
+    with _changeable(shown):
+        for page in ("help", "hydra_help"):  # for the command line only, and long
+            shown.hydra[page].template = ""
+    return OmegaConf.to_yaml(shown)
+
+
+def _types(config: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
+    kind = OmegaConf.get_type(config)
+    if isinstance(kind, type) and kind is not dict and "<locals>" not in kind.__qualname__:
+        yield path, f"{kind.__module__}:{kind.__qualname__}"
+    for key in config:
+        node = config._get_node(key)
+        ends = not isinstance(node, DictConfig) or node._is_none() or node._is_missing()
+        if ends or node._is_interpolation() or not str(key).isidentifier():
+            continue
+        yield from _types(node, f"{path}.{key}" if path else str(key))
+
+
+def _typed(plain: DictConfig, types: dict[str, str]) -> DictConfig:
+    base = OmegaConf.create()
+    for path in sorted(types, key=lambda path: (path != "", path.count("."))):
+        module, _, name = types[path].partition(":")
+        try:
+            node = OmegaConf.structured(getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError):
+            continue
+        OmegaConf.set_struct(node, False)  # Hydra adds keys that a class does not have
+        if path:
+            OmegaConf.update(base, path, node, merge=False, force_add=True)
+        else:
+            base = node
+    merged = OmegaConf.merge(base, plain)
+    assert isinstance(merged, DictConfig)
+    for path in types:
+        found = OmegaConf.select(merged, path) if path else merged
+        if isinstance(found, DictConfig):
+            OmegaConf.set_struct(found, None)
+    return merged
+
+
+def _resolvers(config: DictConfig) -> dict[str, str]:
+    """Resolvers that the application's settings use, by value: nothing tells who registers them."""
+    text = OmegaConf.to_yaml(application_config(config))
+    used = set(re.findall(r"\$\{([A-Za-z_][\w.]*):", text))
+    found = {}
+    for name in used:
+        if not _BUILT_IN.fullmatch(name) and OmegaConf.has_resolver(name):
+            import cloudpickle
+
+            found[name] = base64.b64encode(cloudpickle.dumps(BaseContainer._resolvers[name]))
+    return {name: pickled.decode() for name, pickled in found.items()}

@@ -1,0 +1,372 @@
+"""A launch from end to end: compose, check, plan, run, and say what came of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.modal_launcher import _local, _plan, _prices, _source
+from hydra_plugins.modal_launcher._job import (
+    CONTROL,
+    Job,
+    application_config,
+    compose,
+    labels,
+    shape,
+)
+from hydra_plugins.modal_launcher._record import Record, spent
+from hydra_plugins.modal_launcher._screen import Row, results_table
+from hydra_plugins.modal_launcher._secrets import Secrets
+from hydra_plugins.modal_launcher._watch import watch
+from hydra_plugins.modal_launcher._worker import unpack
+from hydra_plugins.modal_launcher.failures import Failure, JobFailed, Refused
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+_METRIC = "metric"
+
+
+class Ended(JobReturn):
+    """A job's return that raises its failure without Hydra's extra line on it."""
+
+    @property
+    def return_value(self) -> Any:
+        if self.status is JobStatus.COMPLETED:
+            return self._return_value
+        raise self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
+def launch(
+    context: HydraContext,
+    task: TaskFunction,
+    master: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    *,
+    first: int,
+) -> list[JobReturn]:
+    """Hydra's contract: one `JobReturn` a job, in order; reading a failed one raises."""
+    setup_globals()
+    configure_log(master.hydra.hydra_logging, master.hydra.verbose)
+    jobs: list[Job] = []
+    before = HydraConfig.instance().cfg
+    try:
+        for index, overrides in enumerate(job_overrides):
+            jobs.append(compose(context, task, master, overrides, num=first + index))
+        return run(jobs, context=context)
+    except Refused as refused:
+        raise Refused(_named(str(refused), jobs)) from None
+    finally:
+        HydraConfig.instance().cfg = before
+        for folder in {job.sweep_folder for job in jobs} or {Path(str(master.hydra.sweep.dir))}:
+            _remove_if_unused(folder)
+
+
+def run(jobs: list[Job], *, context: HydraContext | None, again: bool = False) -> list[JobReturn]:
+    """Check the jobs, show the plan, and run them. `again` goes on in their folders."""
+    settings = jobs[0].settings
+    secrets = Secrets.find(settings.secrets)
+    _check(jobs, secrets, again=again)
+    remote = [job for job in jobs if not job.is_local]
+    prices = _prices.live() if remote else _prices.TABLE
+    estimates = _plan.estimate(jobs, prices)
+    console = Console(file=sys.stdout)
+    console.print(_plan.table(estimates, prices), highlight=False)
+    already = spent(jobs[0].sweep_folder)
+    if settings.max_usd is not None:
+        _plan.refuse_above(estimates, settings.max_usd, spent=already)
+    if settings.plan_only:
+        sys.exit(0)
+    shares = _plan.share(estimates, settings.max_usd, spent=already)
+    identity = uuid.uuid4().hex[:8]
+    for each, usd in zip(estimates, shares, strict=True):
+        _complete(each, secrets, launch=identity, usd=usd, again=again)
+    record = _begin(jobs)
+    for job in jobs:
+        job.save()
+    if remote:
+        _start(remote, secrets, record)
+    if settings.detach and remote:
+        return _detached(jobs, record, secrets, context)
+    rows = rows_of(jobs)
+    results, errors = _run(jobs, record, rows, secrets, context)
+    return _report(jobs, rows, results, errors, console)
+
+
+def _check(jobs: list[Job], secrets: Secrets, *, again: bool) -> None:
+    """Everything that can be known to be wrong before anything is spent."""
+    folders: dict[Path, Job] = {}
+    for job in jobs:
+        other = folders.setdefault(job.folder, job)
+        if other is not job:
+            raise Refused(
+                f"hydra.sweep.subdir: jobs {other.num} and {job.num} would both write to "
+                f"{job.folder}; let it hold ${{hydra.job.num}}"
+            )
+        if (job.folder / CONTROL).exists() and not (again or job.settings.resume):
+            raise Refused(
+                f"{job.folder} holds a job already; take another hydra.sweep.dir, or go on with: "
+                f"{job.settings.command} resume {job.sweep_folder.name}"
+            )
+        HydraConfig.instance().set_config(job.config)
+        config = application_config(job.config)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise Refused(f"{missing[0]}: a value is missing; give {missing[0]}=...")
+        if job.settings.on_interrupt not in ("ask", "cancel", "leave"):
+            raise Refused(
+                f"hydra.launcher.on_interrupt={job.settings.on_interrupt}: ask, cancel or leave"
+            )
+        if job.settings.check:
+            module, _, name = job.settings.check.partition(":")
+            getattr(import_module(module), name)(config)
+        secrets.refuse_in(job.payload["config"], what=f"the configuration of job {job.num}")
+        secrets.refuse_in(str(job.overrides), what="an override")
+        if not job.is_local:
+            from hydra_plugins.modal_launcher import _modal
+
+            _modal.check_resources(job)
+    remote = [job for job in jobs if not job.is_local]
+    if remote and not jobs[0].settings.plan_only:
+        from hydra_plugins.modal_launcher import _modal
+
+        _modal.check_account()
+        if not (again or jobs[0].settings.resume):
+            _modal.refuse_taken(remote)
+
+
+def _complete(
+    estimate: _plan.Estimate, secrets: Secrets, *, launch: str, usd: float | None, again: bool
+) -> None:
+    """What the payload needs beside the configuration."""
+    job, settings = estimate.job, estimate.job.settings
+    job.payload |= {
+        "launch": launch,
+        "shape": shape(job),
+        "resume": again or settings.resume,
+        "resume_key": settings.resume_key,
+        "metrics": settings.metrics,
+        "show": list(settings.show),
+        "checkpoints": settings.checkpoints,
+        "secret_names": secrets.names,
+        "limits": {
+            "retries": settings.retries,
+            "processes": 1 if job.is_local else settings.gpu_count,
+            "seconds": None if job.is_local else min(settings.timeout, 86400),
+            "usd": usd,
+            "usd_per_hour": estimate.per_hour[1] or 0.0,
+        },
+    }
+
+
+def _begin(jobs: list[Job]) -> Record:
+    task = jobs[0].payload["task"]["name"]
+    module = sys.modules.get(task.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    source = _source.git_state(Path(file).parent) if file else None
+    record = Record.begin(jobs[0].sweep_folder, task=task, source=source)
+    record.put(
+        [
+            {
+                "num": job.num,
+                "overrides": job.overrides,
+                "subdir": job.payload["subdir"],
+                "gpu": _plan.gpu_words(job),
+                "launch": job.payload["launch"],
+                "usd_per_hour": job.payload["limits"]["usd_per_hour"],
+                "call": None,
+            }
+            for job in jobs
+        ]
+    )
+    return record
+
+
+def _start(jobs: list[Job], secrets: Secrets, record: Record) -> None:
+    """Queue the jobs on Modal and note where they are, before anything else can go wrong."""
+    from hydra_plugins.modal_launcher import _modal
+
+    def note(app: _modal.App, job: Job, call: str) -> None:
+        record.put(
+            [
+                {
+                    "num": job.num,
+                    "call": call,
+                    "app": {"id": app.id, "name": app.name, "url": app.url},
+                    "volume": _modal.outputs_volume(job.settings),
+                    "mount": job.settings.volumes.outputs,
+                    "remote": str(_modal.remote_folder(job)),
+                    "skip": job.settings.checkpoints,
+                }
+            ]
+        )
+
+    _modal.start(jobs, secrets, batch=jobs[0].num, note=note)
+
+
+def _run(
+    jobs: list[Job],
+    record: Record,
+    rows: dict[int, Row],
+    secrets: Secrets,
+    context: HydraContext | None,
+) -> tuple[dict[int, dict[str, Any]], dict[int, tuple[JobReturn, BaseException | None]]]:
+    """Every job's result; those of this process with Hydra's return and their exception."""
+    results: dict[int, dict[str, Any]] = {}
+    errors: dict[int, tuple[JobReturn, BaseException | None]] = {}
+    local = [job for job in jobs if job.is_local]
+    most = jobs[0].settings.max_parallel or 1
+    name = JobRuntime.instance().conf.get("name")
+    try:
+        if local and most > 1 and len(local) > 1:
+            with _local.pool(local, secrets, most=most) as pool:
+                results |= watch(
+                    record, {job.num: rows[job.num] for job in local}, jobs[0].settings, pool=pool
+                )
+        else:
+            for job in local:
+                JobRuntime.instance().set("name", job.payload["name"])
+                result, returned, error = _local.in_process(job, context, secrets)
+                results[job.num] = result
+                errors[job.num] = (returned, error)
+        if len(local) < len(jobs):
+            calls = {job.num: rows[job.num] for job in jobs if not job.is_local}
+            results |= watch(record, calls, jobs[0].settings)
+    except KeyboardInterrupt:
+        if results and len(jobs) > 1:
+            ended = [(rows[num], result) for num, result in sorted(results.items())]
+            Console(file=sys.stdout).print(results_table(ended, metric=_METRIC))
+        raise
+    finally:
+        JobRuntime.instance().set("name", name)
+    return results, errors
+
+
+def _detached(
+    jobs: list[Job], record: Record, secrets: Secrets, context: HydraContext | None
+) -> list[JobReturn]:
+    command, name = jobs[0].settings.command, record.folder.name
+    local = [job for job in jobs if job.is_local]
+    count = len(jobs) - len(local)
+    print(
+        f"{count} {'job' if count == 1 else 'jobs'} queued on Modal.\n"
+        f"  watch:  {command} runs attach {name}\n"
+        f"  end:    {command} runs cancel {name}"
+    )
+    for job in local:
+        _local.in_process(job, context, secrets)
+    return [_returned(job, {"state": "done"}) for job in jobs]
+
+
+def _report(
+    jobs: list[Job],
+    rows: dict[int, Row],
+    results: dict[int, dict[str, Any]],
+    errors: dict[int, tuple[JobReturn, BaseException | None]],
+    console: Console,
+) -> list[JobReturn]:
+    """Print the table and what failed; the sweeper's returns."""
+    alone = len(jobs) == 1 and jobs[0].is_local
+    failed = [job for job in jobs if results[job.num]["state"] != "done"]
+    if not (alone and failed):
+        show(console, [(rows[job.num], results[job.num]) for job in jobs])
+    lines = {job.num: failure_line(job, results[job.num]) for job in failed}
+    if not alone:
+        for job in failed:
+            console.print(f"[{job.num}] {lines[job.num]}", markup=False, highlight=False)
+    returns: list[JobReturn] = []
+    for job in jobs:
+        returned = _returned(job, results[job.num], *errors.get(job.num, ()))
+        if job in failed:
+            line = lines[job.num] if alone else f"{len(failed)} of {len(jobs)} jobs did not finish"
+            trace = results[job.num].get("failure", {}).get("traceback", "")
+            failure = JobFailed(line, traceback=trace)
+            failure.__cause__ = errors.get(job.num, (None, None))[1]
+            returned.return_value = failure
+        returns.append(returned)
+    return returns
+
+
+def rows_of(jobs: Sequence[Job]) -> dict[int, Row]:
+    names = labels(jobs)
+    return {job.num: Row(job.num, names[job.num], _plan.gpu_words(job)) for job in jobs}
+
+
+def show(console: Console, rows: list[tuple[Row, dict[str, Any]]]) -> None:
+    console.print(results_table(rows, metric=_METRIC), highlight=False)
+
+
+def failure_line(job: Job, result: dict[str, Any]) -> str:
+    """The last line of a failure, what to change, and where its whole traceback lies."""
+    state = result["state"]
+    if state == "failed":
+        failure = Failure.from_json(result["failure"])
+        hint = failure.hint(dict(job.settings.hints))
+        line = failure.line + (f"; {_named(hint, [job])}" if hint else "")
+        trace = job.folder / "error.txt"
+        if trace.exists() and not failure.line.endswith("..."):
+            line += f" (traceback: {trace})"
+        return line
+    goes_on = f"go on with: {job.settings.command} resume {job.sweep_folder.name}"
+    reason = {"budget": "the budget is spent"}.get(result.get("reason") or "", state)
+    return f"{reason}; what it saved is kept; {goes_on}"
+
+
+def _returned(
+    job: Job,
+    result: dict[str, Any],
+    returned: JobReturn | None = None,
+    error: BaseException | None = None,
+) -> JobReturn:
+    done = result["state"] == "done"
+    working = result.get("working_dir") or str(job.folder)
+    ended = Ended(
+        overrides=job.overrides,
+        cfg=application_config(job.config),
+        hydra_cfg=OmegaConf.masked_copy(job.config, "hydra"),
+        working_dir=str(job.folder) if not job.is_local else working,
+        task_name=job.payload["name"],
+        status=JobStatus.COMPLETED if done else JobStatus.FAILED,
+    )
+    if returned is not None and returned.cfg is not None:
+        ended.cfg, ended.hydra_cfg = returned.cfg, returned.hydra_cfg
+        ended.working_dir, ended.task_name = returned.working_dir, returned.task_name
+    ended.return_value = returned._return_value if returned is not None else unpack(result)
+    return ended
+
+
+def _named(text: str, jobs: Sequence[Job]) -> str:
+    """The text with the application's own settings for those of the launcher that they fill."""
+    if not jobs:
+        return text
+    config = jobs[0].config
+
+    def own(match: re.Match[str]) -> str:
+        parent, _, leaf = match[0].rpartition(".")
+        node = OmegaConf.select(config, parent, throw_on_missing=False)
+        child = node._get_node(leaf) if isinstance(node, DictConfig) else None
+        filled = re.fullmatch(r"\$\{([\w.]+)\}", str(child._value())) if child is not None else None
+        return filled[1] if filled else match[0]
+
+    return re.sub(r"hydra\.launcher(\.\w+)+", own, text)
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """A launch that was refused, or only planned, leaves nothing behind."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()  # if it was made for this

@@ -1,0 +1,308 @@
+"""One attempt at a job in a process of its own: watched, recorded, and stopped when it must be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from hydra_plugins.modal_launcher._files import (
+    append_json,
+    json_lines,
+    last_json_line,
+    read_json,
+    write,
+    write_json,
+)
+from hydra_plugins.modal_launcher._job import CONTROL
+from hydra_plugins.modal_launcher._secrets import Secrets
+from hydra_plugins.modal_launcher.failures import RETRIED, Failure
+
+# A line of a job's output that begins so is the supervisor's word to whoever watches.
+MARK = "\x1e"
+STOP_VARIABLE = "HYDRA_JOB_STOP"  # a job ends after its next checkpoint once this file exists
+
+_POLL = 0.25  # seconds
+_BEAT = 20.0  # seconds between words while nothing is new
+_GRACE = 20.0  # seconds from an interrupt to a kill; a preempted container has 30
+_PATIENCE = 900.0  # seconds that a job has for the checkpoint after which it is to stop
+
+
+class Supervisor:
+    """`emit` takes lines of output, `commit` makes what was written last."""
+
+    def __init__(
+        self,
+        payload: dict[str, Any],
+        *,
+        emit: Callable[[str], None],
+        commit: Callable[[], None] = lambda: None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        self.payload = payload
+        self.limits: dict[str, Any] = payload["limits"]
+        self.folder = Path(payload["dir"]) / payload["subdir"]
+        self.control = self.folder / CONTROL
+        self.secrets = Secrets.here([*payload["secret_names"], *(variables or {})])
+        if variables:
+            self.secrets = Secrets({**self.secrets.values(), **variables})
+        self._emit = emit
+        self._commit = commit
+        self._variables = variables or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cancelled = False
+        self._asked_at = 0.0
+        self._tail = ""
+
+    def run(self) -> dict[str, Any]:
+        """The job's result, with `again: True` where another attempt is called for.
+
+        A result that an earlier attempt left is returned as it is. `KeyboardInterrupt` (a
+        preemption) ends the job's processes and passes through.
+        """
+        launch = self.payload["launch"]
+        earlier = read_json(self.control / "result.json")
+        if earlier and earlier.get("launch") == launch:
+            return dict(earlier)
+        records = [r for r in json_lines(self.control / "attempts.jsonl") if r["launch"] == launch]
+        self.spent = sum(seconds_of(records, self.control))
+        self.attempt = 1 + max((record["attempt"] for record in records), default=0)
+        self.begun = time.time()
+        crashes = _crashes(records)
+        if crashes > self.limits["retries"]:
+            log = _tail_of(self.folder / "log.txt")
+            return self._end(_failed(Failure("crash", f"crashed {crashes} times in a row", log)))
+        self._record({"begun": self.begun, "gpu": _gpu_name()})
+        self._say("running")
+        self._commit()
+        try:
+            result = self._attempt()
+        except BaseException as stop:  # preempted, or cancelled
+            self._interrupt()
+            self._record({"ended": time.time(), "as": type(stop).__name__})
+            self._commit()
+            raise
+        failures = sum(record.get("as") in RETRIED for record in records)
+        again = result.pop("again", False)
+        if result["state"] == "failed" and result["failure"]["kind"] in RETRIED:
+            again = failures < self.limits["retries"]
+        if again:
+            kind = result["failure"]["kind"] if "failure" in result else "out of time"
+            self._record({"ended": time.time(), "as": kind})
+            self._say("again")
+            self._commit()
+            return {**result, "again": True}
+        return self._end(result)
+
+    def cancel(self) -> None:
+        """End the job from another thread."""
+        self._cancelled = True
+
+    def _attempt(self) -> dict[str, Any]:
+        for name in ("outcome.json", "stop"):
+            (self.control / name).unlink(missing_ok=True)
+        resumes = self.attempt > 1 or self.payload["resume"]
+        document = {**self.payload, "resume_key": self.payload["resume_key"] if resumes else None}
+        write_json(self.control / "attempt.json", document)
+        environment = {**os.environ, **self._variables}
+        environment[STOP_VARIABLE] = str(self.control / "stop")
+        self._process = subprocess.Popen(
+            self._command(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # its whole group is ended with it
+        )
+        reader = threading.Thread(target=self._read_output, daemon=True)
+        reader.start()
+        while self._process.poll() is None:
+            self._watch()
+            time.sleep(_POLL)
+        reader.join(timeout=5)
+        self._watch()
+        status = self._process.returncode
+        asked = read_json(self.control / "stop")
+        outcome: dict[str, Any] | None = read_json(self.control / "outcome.json")
+        if self._cancelled:
+            outcome = _failed(Failure("cancelled", "cancelled"))
+        if outcome is None:
+            outcome = _failed(Failure.of_exit(status, self._tail))
+        if asked and outcome["state"] == "failed" and not self._cancelled:
+            if asked["reason"] == "time":
+                return {"state": "stopped", "again": True}
+            outcome["state"] = "stopped"
+            outcome["reason"] = asked["reason"]
+        return outcome
+
+    def _command(self) -> list[str]:
+        module = "hydra_plugins.modal_launcher._worker"
+        document = str(self.control / "attempt.json")
+        count = self.limits["processes"]
+        if count == 1:
+            return [sys.executable, "-u", "-m", module, document]
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        return [sys.executable, "-u", "-m", *launcher, "--module", module, document]
+
+    def _read_output(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        with (self.folder / "log.txt").open("a") as log:
+            for raw in self._process.stdout:
+                line = self.secrets.redact(raw.decode(errors="replace"))
+                self._tail = (self._tail + line)[-8000:]
+                log.write(line)
+                log.flush()
+                self._emit(line.rstrip("\n"))
+
+    def _watch(self) -> None:
+        """Tell what is new, keep checkpoints, and stop a job that is out of time or money."""
+        now = time.time()
+        kept = self._checkpoints()
+        if kept != getattr(self, "_kept", kept):
+            self._commit()
+        self._kept = kept
+        metrics = last_json_line(self.folder / self.payload["metrics"])
+        status = {key: (metrics or {}).get(key) for key in self.payload["show"]}
+        last = getattr(self, "_said", ({}, 0.0))
+        if (status != last[0] and now - last[1] > 1.0) or now - last[1] > _BEAT:
+            write(self.control / "alive", json.dumps(now))
+            self._say("running", status)
+            self._said = (status, now)
+        seconds = now - self.begun
+        if self._cancelled:
+            self._interrupt()
+        elif self._asked_at:
+            if now - self._asked_at > _PATIENCE:
+                self._interrupt()
+        elif self.limits["seconds"] and seconds > self.limits["seconds"] - _margin(self.limits):
+            self._ask("time")
+        elif self.limits["usd"] is not None and self._cost(now) >= self.limits["usd"]:
+            self._ask("budget")
+
+    def _ask(self, reason: str) -> None:
+        self._asked_at = time.time()
+        write_json(self.control / "stop", {"reason": reason})
+        self._say("stopping")
+
+    def _interrupt(self) -> None:
+        """Ctrl-C to every process of the job, and the end of those that stay."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        _signal_group(self._process, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            self._process.wait(timeout=_GRACE)
+        _signal_group(self._process, signal.SIGKILL)
+        self._process.wait()
+
+    def _end(self, result: dict[str, Any]) -> dict[str, Any]:
+        now = time.time()
+        result |= {
+            "launch": self.payload["launch"],
+            "attempts": self.attempt,
+            "seconds": round(self.spent + now - self.begun, 2),
+            "usd": self._cost(now),
+            "shape": self.payload["shape"],
+            "status": getattr(self, "_said", ({}, 0.0))[0],
+            "ended": now,
+        }
+        last = last_json_line(self.folder / self.payload["metrics"])
+        if last:
+            result["status"] = {key: last.get(key) for key in self.payload["show"]}
+        self._record({"ended": now, "as": result["state"]})
+        write_json(self.control / "result.json", result)
+        self._say(result["state"], result["status"])
+        self._commit()
+        return result
+
+    def _cost(self, now: float) -> float:
+        hours = (self.spent + now - self.begun) / 3600
+        return round(hours * float(self.limits["usd_per_hour"]), 6)
+
+    def _checkpoints(self) -> set[tuple[str, float]]:
+        if not self.payload["checkpoints"]:
+            return set()
+        found = set()
+        for path in self.folder.glob(self.payload["checkpoints"]):
+            try:
+                if path.is_file():
+                    found.add((str(path), path.stat().st_mtime))
+            except OSError:
+                continue  # an old one that goes
+        return found
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        head = {"launch": self.payload["launch"], "attempt": self.attempt}
+        step = len(self._checkpoints())
+        append_json(self.control / "attempts.jsonl", {**head, **entry, "checkpoints": step})
+
+    def _say(self, state: str, status: dict[str, Any] | None = None) -> None:
+        words = {
+            "num": self.payload["num"],
+            "state": state,
+            "attempt": self.attempt,
+            "status": status or {},
+            "usd": self._cost(time.time()),
+        }
+        self._emit(MARK + json.dumps(words))
+
+
+def seconds_of(records: list[dict[str, Any]], control: Path) -> list[float]:
+    """How long each attempt of a ledger took; a lost one, until it was last heard of."""
+    ended = {record["attempt"]: record["ended"] for record in records if "ended" in record}
+    alive = read_json(control / "alive") or 0.0
+    return [
+        max(0.0, ended.get(record["attempt"], max(alive, record["begun"])) - record["begun"])
+        for record in records
+        if "begun" in record
+    ]
+
+
+def _crashes(records: list[dict[str, Any]]) -> int:
+    """Attempts in a row, the last one included, that left no word and no new checkpoint."""
+    crashes = 0
+    ended = {record["attempt"] for record in records if "ended" in record}
+    begun = [record for record in records if "begun" in record]
+    for record, following in zip_longest(begun, begun[1:]):
+        moved = following is not None and following["checkpoints"] > record["checkpoints"]
+        crashes = 0 if record["attempt"] in ended or moved else crashes + 1
+    return crashes
+
+
+def _failed(failure: Failure) -> dict[str, Any]:
+    record = {"kind": failure.kind, "line": failure.line, "traceback": failure.traceback}
+    return {"state": "failed", "failure": record}
+
+
+def _margin(limits: dict[str, Any]) -> float:
+    """Seconds before the end of an attempt from which its job is asked to stop."""
+    return float(min(900.0, 0.1 * limits["seconds"]))
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _tail_of(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")[-4000:]
+    except OSError:
+        return ""
+
+
+def _gpu_name() -> str | None:
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.partition("\n")[0].strip() or None

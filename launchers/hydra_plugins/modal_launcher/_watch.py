@@ -1,0 +1,196 @@
+"""Follows a run's jobs until they have ended, or until the person says to leave them."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from hydra_plugins.modal_launcher._files import json_lines, write_json
+from hydra_plugins.modal_launcher._job import CONTROL
+from hydra_plugins.modal_launcher._local import Pool
+from hydra_plugins.modal_launcher._record import Record
+from hydra_plugins.modal_launcher._screen import Row, Screen
+from hydra_plugins.modal_launcher._supervisor import seconds_of
+from hydra_plugins.modal_launcher.config import ModalJobsConf
+
+_CANCEL_PATIENCE = 60.0  # seconds for jobs to say their last
+
+
+class Left(KeyboardInterrupt):
+    """The person has left; the jobs go on."""
+
+
+def watch(
+    record: Record,
+    rows: dict[int, Row],
+    settings: ModalJobsConf,
+    *,
+    pool: Pool | None = None,
+    keep_app: bool = False,
+    quiet: bool = False,
+) -> dict[int, dict[str, Any]]:
+    """The results of the jobs in `rows` by number: of a pool here, else of the calls on Modal.
+
+    The app is taken away when they have ended, unless other jobs need it.
+    """
+    entries = {entry["num"]: entry for entry in record.jobs if entry["num"] in rows}
+    watcher = _Watcher(record, entries, rows, settings)
+    if pool is not None:
+        return watcher.follow([pool])
+    from hydra_plugins.modal_launcher import _modal
+    from hydra_plugins.modal_launcher._calls import Calls
+
+    by_app: dict[str, dict[int, str]] = {}
+    for num, entry in entries.items():
+        by_app.setdefault(entry["app"]["id"], {})[num] = entry["call"]
+    calls = [
+        Calls(app, own, fetch=watcher.fetch, with_logs=not quiet) for app, own in by_app.items()
+    ]
+    for url in {entry["app"]["url"] for entry in entries.values()} if not quiet else ():
+        watcher.screen.say(f"Modal: {url}")
+    results = watcher.follow(calls)
+    for app_id, each in zip(by_app, calls, strict=True):
+        if not keep_app:
+            _modal.stop(app_id)
+        each.drain(3.0)
+    watcher.last_words(calls)
+    return results
+
+
+def fetch(record: Record, entry: dict[str, Any], *, checkpoints: bool) -> list[str]:
+    """Bring a job's files from its volume into its folder here. Returns the names fetched."""
+    from hydra_plugins.modal_launcher import _modal
+
+    return _modal.pull(
+        entry["volume"],
+        PurePosixPath(entry["remote"]),
+        record.folder_of(entry),
+        skip=None if checkpoints else entry["skip"],
+        mount=entry["mount"],
+    )
+
+
+class _Watcher:
+    def __init__(
+        self,
+        record: Record,
+        entries: dict[int, dict[str, Any]],
+        rows: dict[int, Row],
+        settings: ModalJobsConf,
+    ) -> None:
+        self.record = record
+        self.entries = entries
+        self.settings = settings
+        self.screen = Screen(list(rows.values()))
+        self.results: dict[int, dict[str, Any]] = {}
+        self._cancelled_at: float | None = None
+
+    def follow(self, sources: Sequence[Any]) -> dict[int, dict[str, Any]]:
+        with self.screen:
+            while len(self.results) < len(self.entries):
+                try:
+                    for source in sources:
+                        self._take(source)
+                    if len(sources) > 1:
+                        time.sleep(0.1)
+                    if self._cancelled_at and time.time() > self._cancelled_at + _CANCEL_PATIENCE:
+                        self._give_up()
+                except KeyboardInterrupt:
+                    self._interrupted(sources)
+        return self.results
+
+    def fetch(self, num: int) -> dict[str, Any] | None:
+        fetch(self.record, self.entries[num], checkpoints=False)
+        return self.record.result(self.entries[num])
+
+    def last_words(self, sources: Sequence[Any]) -> None:
+        for source in sources:
+            self._take(source, wait=0.0)
+
+    def _take(self, source: Any, wait: float = 0.3) -> None:
+        """Whatever the source has said since."""
+        while True:
+            try:
+                num, said = source.events.get(timeout=wait) if wait else source.events.get_nowait()
+            except queue.Empty:
+                return
+            wait = 0.0
+            if isinstance(said, str):
+                self.screen.log(num, said)
+            elif "result" in said:
+                self._ended(num, said["result"])
+            elif num not in self.results:
+                self.screen.event(num, said)
+
+    def _ended(self, num: int, result: dict[str, Any]) -> None:
+        entry = self.entries[num]
+        folder = self.record.folder_of(entry)
+        if "seconds" not in result:  # it was ended from outside and could not write its own
+            records = [
+                line
+                for line in json_lines(folder / CONTROL / "attempts.jsonl")
+                if line["launch"] == entry["launch"]
+            ]
+            seconds = sum(seconds_of(records, folder / CONTROL))
+            usd = seconds / 3600 * entry["usd_per_hour"]
+            result |= {"seconds": round(seconds, 2), "usd": round(usd, 6)}
+            result |= {"launch": entry["launch"], "shape": "", "ended": time.time()}
+        if result.get("failure", {}).get("traceback") and not (folder / "error.txt").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(result["failure"]["traceback"])
+        write_json(folder / CONTROL / "result.json", result)
+        self.results[num] = result
+        row = self.screen.rows[num]
+        words = {"state": result["state"], "attempt": result.get("attempts", row.attempt)}
+        status = result.get("status") or row.status
+        self.screen.event(num, {**words, "status": status, "usd": result["usd"]})
+
+    def _interrupted(self, sources: Sequence[Any]) -> None:
+        """Ctrl-C: say what stops and what goes on, and do as told."""
+        going = len(self.entries) - len(self.results)
+        name, command = self.record.folder.name, self.settings.command
+        if self._cancelled_at:
+            raise KeyboardInterrupt(
+                f"Left; {going} jobs had been told to end. See: {command} runs attach {name}"
+            )
+        choice = self._choice(going, on_modal=not isinstance(sources[0], Pool))
+        if choice == "watch":
+            return
+        if choice == "leave":
+            raise Left(
+                f"Left; {going} jobs go on and cost. Watch: {command} runs attach {name}; "
+                f"end them: {command} runs cancel {name}"
+            )
+        self.screen.say(
+            f"Ending {going} jobs; what they have saved is kept, ended jobs keep their results. "
+            f"Go on later with: {command} resume {name}. (Ctrl-C again: leave at once.)"
+        )
+        self._cancelled_at = time.time()
+        for source in sources:
+            source.cancel()
+
+    def _choice(self, going: int, *, on_modal: bool) -> str:
+        policy = self.settings.on_interrupt
+        if not on_modal:
+            return "cancel"  # nothing here outlives this process
+        if policy != "ask":
+            return policy
+        if not sys.stdin.isatty():
+            return "cancel"
+        self.screen.pause()
+        try:
+            self.screen.say(f"{going} jobs are queued or running on Modal.")
+            said = input("  e: end them   l: leave them running   anything else: go on watching  ")
+        except (KeyboardInterrupt, EOFError):
+            said = "e"
+        self.screen.go_on()
+        return {"e": "cancel", "l": "leave"}.get(said.strip().lower()[:1], "watch")
+
+    def _give_up(self) -> None:
+        for num in self.entries:
+            if num not in self.results:
+                self._ended(num, {"state": "cancelled"})

@@ -1,0 +1,143 @@
+"""Runs one job in this process: `python -m hydra_plugins.modal_launcher._worker JOB_JSON`."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from hydra_plugins.modal_launcher._files import read_json, write, write_json
+from hydra_plugins.modal_launcher._job import CONTROL, load_config, load_task
+from hydra_plugins.modal_launcher._secrets import Secrets
+from hydra_plugins.modal_launcher.failures import Failure
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+
+def perform(
+    config: DictConfig,
+    task: Callable[[Any], Any],
+    *,
+    context: HydraContext | None = None,
+) -> tuple[JobReturn, BaseException | None]:
+    """Run the task by Hydra's own `run_job`; the error, if any, is returned and not raised.
+
+    A `KeyboardInterrupt` passes through.
+    """
+    setup_globals()
+    if context is None:
+        loader = ConfigLoaderImpl(config_search_path=ConfigSearchPathImpl())
+        context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
+    returned = JobReturn()
+    try:
+        returned = run_job(
+            hydra_context=context,
+            task_function=task,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not error.code:
+            returned.status, returned.return_value = JobStatus.COMPLETED, None
+            return returned, None
+        returned.status, returned.return_value = JobStatus.FAILED, error
+    if returned.status is JobStatus.COMPLETED:
+        return returned, None
+    error = returned._return_value
+    assert isinstance(error, BaseException)
+    return returned, error
+
+
+def outcome(returned: JobReturn, error: BaseException | None) -> dict[str, Any]:
+    """The result as plain data; an error's traceback goes into a file of its own."""
+    record: dict[str, Any] = {
+        "state": "done" if error is None else "failed",
+        "working_dir": returned.working_dir,
+        "task_name": returned.task_name,
+    }
+    if error is None:
+        record |= pack(returned._return_value)
+    else:
+        failure, secrets = Failure.of(error), Secrets.here()
+        record["failure"] = {
+            "kind": failure.kind,
+            "line": secrets.redact(failure.line),
+            "traceback": secrets.redact(failure.traceback),
+        }
+    return record
+
+
+def pack(value: Any) -> dict[str, Any]:
+    """A returned value as JSON if it is the same after it, else by value."""
+    try:
+        if json.loads(json.dumps(value)) == value and not isinstance(value, tuple):
+            return {"value": value}
+    except (TypeError, ValueError):
+        pass
+    import cloudpickle
+
+    try:
+        return {"pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
+    except Exception as error:
+        return {"value": None, "lost": f"the returned value cannot be pickled: {error}"}
+
+
+def unpack(record: dict[str, Any]) -> Any:
+    if "pickle" not in record:
+        return record.get("value")
+    import pickle
+
+    return pickle.loads(base64.b64decode(record["pickle"]))
+
+
+def main() -> None:
+    begun = time.time()
+    _end_with_parent()
+    payload = read_json(Path(sys.argv[1]))
+    folder = Path(payload["dir"]) / payload["subdir"]
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    sys.path.insert(0, os.getcwd())
+    try:
+        task = load_task(payload["task"])
+        config = load_config(payload)
+        JobRuntime.instance().set("name", payload["name"])
+        with read_write(config), open_dict(config):
+            if payload.get("resume_key"):
+                OmegaConf.update(config, payload["resume_key"], True)
+            if not is_first:
+                config.hydra.output_subdir = None  # one rank writes
+        returned, error = perform(config, task)
+    except Exception as failed:  # before the task: an import, a configuration
+        returned, error = JobReturn(), failed
+    record = outcome(returned, error) | {"begun": begun, "ended": time.time()}
+    if is_first:
+        if error is not None:
+            write(folder / "error.txt", record["failure"]["traceback"])
+        write_json(folder / CONTROL / "outcome.json", record)
+    if error is not None:
+        said = "line" if isinstance(error, HydraException) else "traceback"
+        print(record["failure"][said], file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """A job must not go on when what watches it was killed: the next attempt would meet it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    main()
