@@ -9,9 +9,9 @@ demo: install
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml requirements.lock
+.venv/installed: pyproject.toml requirements.lock requirements-dev.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-dev.lock --editable '.[dev]'
 	touch $@
 
 test: install

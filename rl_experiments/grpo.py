@@ -21,6 +21,14 @@ from rl_experiments.schema import Config
 from rl_experiments.trainer import EpisodeTrainer
 
 _EPISODES_KEPT = 2  # of each generation, in episodes.jsonl
+# Names a file: once it is there, training ends with a checkpoint. The launcher writes it when a
+# job has spent its part of the budget, or its attempt is nearly out of time.
+_STOP_VARIABLE = "HYDRA_JOB_STOP"
+
+
+def stop_requested() -> bool:
+    """Whether the job has been asked to end after a checkpoint."""
+    return os.path.exists(os.environ.get(_STOP_VARIABLE, ""))
 
 
 def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
@@ -90,14 +98,18 @@ def build_trainer(
 
 
 class Reporter(TrainerCallback):
-    """Writes the metrics of each generation and moves the progress line."""
+    """Writes the metrics of each generation, moves the progress line, and ends when asked to."""
 
     def __init__(self, run: Run, advance: Callable[..., None]) -> None:
         self.run = run
         self.advance = advance
+        self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(1)
+        is_whole = state.global_step % args.logging_steps == 0  # a generation's last step
+        if is_whole and state.global_step < state.max_steps and stop_requested():
+            self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
         if "loss" not in logs:  # the summary at the end

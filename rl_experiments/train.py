@@ -70,8 +70,11 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     if config.resume:
         progress.print(f"Going on from step {done}" if done else "No checkpoint: from the start")
     with progress.phase("train step", total=steps, done=done, noted=True) as advance:
-        trainer.add_callback(Reporter(run, advance))
+        reporter = Reporter(run, advance)
+        trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(found) if found else None)
+    if reporter.stopped:
+        raise UserError(f"{_stopped(run)} (asked to end: its time or its budget is spent)")
     evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))
     learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
     return evaluation
