@@ -28,7 +28,6 @@ class Verb(NamedTuple):
     help: str
     target: str
     is_job: bool = True  # composed by Hydra, run by its launcher, with a run folder
-    adds: tuple[str, ...] = ()  # overrides
 
 
 VERBS = {
@@ -43,9 +42,8 @@ VERBS = {
         is_job=False,
     ),
     "plan": Verb(
-        "what train would run, on which GPUs, and what it would cost; runs nothing",
+        "what train (or plan evaluate) would run, where, at what cost; runs nothing",
         "rl_experiments.train:train",
-        adds=("hydra.launcher.plan_only=true",),
     ),
     "runs": Verb(
         "what was launched; runs attach|logs|cancel|pull RUN",
@@ -80,7 +78,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
     try:
         if VERBS[verb].is_job:
-            _run_jobs(verb, [*overrides, *VERBS[verb].adds])
+            _run_jobs(verb, overrides)
         else:
             _function(verb)(overrides)
     except KeyboardInterrupt as stop:
@@ -127,13 +125,13 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     unknown = [word for word in bare if word not in VERBS]
     if unknown:
         _exit(f"{unknown[0]}: no such verb (choose from: {', '.join(VERBS)})")
+    rest = [word for word in arguments if word not in bare]
+    if "plan" in bare:
+        bare.remove("plan")
+        rest.append("hydra.launcher.plan_only=true")
     if len(bare) > 1:
         _exit(f"{' and '.join(bare)}: give one verb")
-    verb = bare[0] if bare else "train"
-    rest = list(arguments)
-    if bare:
-        rest.remove(verb)
-    return verb, rest
+    return bare[0] if bare else "train", rest
 
 
 def _run_jobs(verb: str, overrides: list[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hydra.errors import CompactHydraException, HydraException
-from hydra_plugins.modal_launcher.failures import JobFailed, Refused
+from hydra_plugins.modal_launcher._failure import JobFailed, Refused
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,6 +43,9 @@ def what_to_tell(error: Exception) -> str | None:
         return explain(error)
     if isinstance(error, OSError) and is_storage_error(error):
         return str(storage_error(error))
+    if isinstance(error, AssertionError) and "type for root: NoneType" in str(error):
+        # OmegaConf's, for model.scratch.hidden_size=... where model.scratch is null
+        return "an override sets a key inside of a setting that is null for one of the jobs"
     return None
 
 

@@ -129,8 +129,9 @@ def _git() -> dict[str, Any] | None:
     try:
         commit = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
         return {"commit": commit, "dirty": bool(_output(["git", "-C", str(root), "status", "-s"]))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    except (OSError, subprocess.CalledProcessError):  # in a container the launcher tells it
+        told: dict[str, Any] | None = json.loads(os.environ.get("HYDRA_JOB_SOURCE", "null"))
+        return told
 
 
 def _output(command: list[str]) -> str:

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import modal
+from hydra_plugins.modal_launcher._failure import Failure
 from hydra_plugins.modal_launcher._supervisor import MARK
-from hydra_plugins.modal_launcher.failures import Failure
 from modal import exception
 
 _PAUSE = 0.5  # seconds between two rounds of asking for results

@@ -81,7 +81,7 @@ def compose(
         config.hydra.job.num = num
     HydraConfig.instance().set_config(config)
     sweep, subdir = Path(str(config.hydra.sweep.dir)).absolute(), str(config.hydra.sweep.subdir)
-    with _changeable(config):
+    with changeable(config):
         _freeze_times(config)
         config.hydra.sweep.dir, config.hydra.sweep.subdir = str(sweep), subdir
         config.hydra.runtime.output_dir = str(sweep / subdir)
@@ -130,6 +130,13 @@ def reopen(folder: Path) -> Job | None:
     )
 
 
+def renewed(job: Job) -> Job:
+    """The job after its configuration was changed."""
+    job.payload |= {"config": _text(job.config), "types": dict(_types(job.config))}
+    job.settings = settings_of(job.config)
+    return job
+
+
 def settings_of(config: DictConfig) -> ModalJobsConf:
     node = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert isinstance(node, dict)
@@ -141,7 +148,7 @@ def settings_of(config: DictConfig) -> ModalJobsConf:
 def application_config(config: DictConfig) -> DictConfig:
     """The composed configuration without Hydra's own part."""
     plain = config.copy()
-    with _changeable(plain):
+    with changeable(plain):
         del plain["hydra"]
     return plain
 
@@ -159,7 +166,7 @@ def load_config(payload: dict[str, Any]) -> DictConfig:
         config = _typed(plain, payload["types"])
     except Exception:  # a class that has changed since: plain values must do
         config = _typed(plain, {"hydra": payload["types"]["hydra"]})
-    with _changeable(config):
+    with changeable(config):
         config.hydra.sweep.dir, config.hydra.sweep.subdir = payload["dir"], payload["subdir"]
         config.hydra.runtime.output_dir = str(Path(payload["dir"]) / payload["subdir"])
     OmegaConf.set_struct(config, True)
@@ -168,7 +175,8 @@ def load_config(payload: dict[str, Any]) -> DictConfig:
 
 def reference(task: Callable[..., Any]) -> dict[str, Any]:
     """A task by name; where it has none that can be imported, by value."""
-    module, name = task.__module__, task.__qualname__
+    named: Any = task if hasattr(task, "__qualname__") else type(task)  # an object that is called
+    module, name = named.__module__, named.__qualname__
     if module == "__main__":
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         module = spec.name if spec is not None else ""  # a script has no name to import it by
@@ -186,7 +194,7 @@ def reference(task: Callable[..., Any]) -> dict[str, Any]:
 
     pickled = base64.b64encode(cloudpickle.dumps(task)).decode()
     python = ".".join(map(str, sys.version_info[:2]))
-    return {"pickle": pickled, "python": python, "name": f"{task.__module__}:{name}"}
+    return {"pickle": pickled, "python": python, "name": f"{named.__module__}:{name}"}
 
 
 def load_task(task: dict[str, Any]) -> Callable[[Any], Any]:
@@ -213,7 +221,8 @@ def shape(job: Job) -> str:
 
 
 @contextmanager
-def _changeable(config: DictConfig) -> Iterator[None]:
+def changeable(config: DictConfig) -> Iterator[None]:
+    """Lift Hydra's locks for a while."""
     with read_write(config), open_dict(config), read_write(config.hydra), open_dict(config.hydra):
         yield
 
@@ -231,7 +240,7 @@ def _freeze_times(config: DictConfig | ListConfig) -> None:
 
 def _text(config: DictConfig) -> str:
     shown = config.copy()
-    with _changeable(shown):
+    with changeable(shown):
         for page in ("help", "hydra_help"):  # for the command line only, and long
             shown.hydra[page].template = ""
     return OmegaConf.to_yaml(shown)

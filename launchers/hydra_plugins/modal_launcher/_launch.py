@@ -16,12 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.modal_launcher import _local, _plan, _prices, _source
+from hydra_plugins.modal_launcher._failure import Failure, JobFailed, Refused
 from hydra_plugins.modal_launcher._job import (
     CONTROL,
     Job,
     application_config,
+    changeable,
     compose,
     labels,
+    renewed,
     shape,
 )
 from hydra_plugins.modal_launcher._record import Record, spent
@@ -29,7 +32,6 @@ from hydra_plugins.modal_launcher._screen import Row, results_table
 from hydra_plugins.modal_launcher._secrets import Secrets
 from hydra_plugins.modal_launcher._watch import watch
 from hydra_plugins.modal_launcher._worker import unpack
-from hydra_plugins.modal_launcher.failures import Failure, JobFailed, Refused
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -177,6 +179,8 @@ def _begin(jobs: list[Job]) -> Record:
     module = sys.modules.get(task.partition(":")[0])
     file = getattr(module, "__file__", None)
     source = _source.git_state(Path(file).parent) if file else None
+    for job in jobs:
+        job.payload["source"] = source
     record = Record.begin(jobs[0].sweep_folder, task=task, source=source)
     record.put(
         [
@@ -348,20 +352,38 @@ def _returned(
     return ended
 
 
+def with_changes(job: Job, overrides: Sequence[str]) -> Job:
+    """The job with other settings of where and how it runs; those of what it does are refused."""
+    if not overrides:
+        return job
+    fills = {source: name for name, source in _filled(job.config).items()}
+    with changeable(job.config):
+        for word in overrides:
+            key, _, value = word.partition("=")
+            if key not in fills and not key.startswith("hydra.launcher."):
+                raise Refused(
+                    f"{key}: belongs to the configuration of then; to resume, only these can be "
+                    f"changed: {', '.join(sorted(fills))}, hydra.launcher.*"
+                )
+            OmegaConf.update(job.config, key, OmegaConf.create(f"x: {value}").x)
+    return renewed(job)
+
+
 def _named(text: str, jobs: Sequence[Job]) -> str:
     """The text with the application's own settings for those of the launcher that they fill."""
-    if not jobs:
-        return text
-    config = jobs[0].config
+    sources = _filled(jobs[0].config) if jobs else {}
+    return re.sub(r"hydra\.launcher(\.\w+)+", lambda m: sources.get(m[0], m[0]), text)
 
-    def own(match: re.Match[str]) -> str:
-        parent, _, leaf = match[0].rpartition(".")
-        node = OmegaConf.select(config, parent, throw_on_missing=False)
-        child = node._get_node(leaf) if isinstance(node, DictConfig) else None
-        filled = re.fullmatch(r"\$\{([\w.]+)\}", str(child._value())) if child is not None else None
-        return filled[1] if filled else match[0]
 
-    return re.sub(r"hydra\.launcher(\.\w+)+", own, text)
+def _filled(config: DictConfig) -> dict[str, str]:
+    """The launcher's settings that are another setting's value: `{its name: the other's}`."""
+    found = {}
+    for name in config.hydra.launcher:
+        value = config.hydra.launcher._get_node(name)._value()
+        filled = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+        if filled and name not in ("resume", "app_name"):
+            found[f"hydra.launcher.{name}"] = filled[1]
+    return found
 
 
 def _remove_if_unused(folder: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import modal
 from hydra_plugins.modal_launcher import _source
+from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._job import Job
 from hydra_plugins.modal_launcher._names import app_name, volume_names
 from hydra_plugins.modal_launcher._plan import gpu_words
 from hydra_plugins.modal_launcher._secrets import Secrets
 from hydra_plugins.modal_launcher.config import ImageConf, ModalJobsConf
-from hydra_plugins.modal_launcher.failures import Refused
 from modal import exception
 from modal.volume import FileEntryType
 

@@ -6,9 +6,9 @@ import getpass
 import hashlib
 import re
 
+from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._secrets import public
 from hydra_plugins.modal_launcher.config import ModalJobsConf
-from hydra_plugins.modal_launcher.failures import Refused
 
 _LONGEST = 64
 

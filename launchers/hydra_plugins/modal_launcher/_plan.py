@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._files import read_json
 from hydra_plugins.modal_launcher._job import CONTROL, Job, labels, shape
 from hydra_plugins.modal_launcher._prices import Prices
-from hydra_plugins.modal_launcher.failures import Refused
 from rich import box
 from rich.table import Table
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._files import json_lines, read_json, write_json
 from hydra_plugins.modal_launcher._job import CONTROL
-from hydra_plugins.modal_launcher.failures import Refused
 
 MANIFEST = "manifest.json"
 

@@ -10,10 +10,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra_plugins.modal_launcher import _launch
+from hydra_plugins.modal_launcher._failure import JobFailed, Refused
 from hydra_plugins.modal_launcher._job import Job
 from hydra_plugins.modal_launcher._record import MANIFEST, Record
 from hydra_plugins.modal_launcher._watch import fetch, watch
-from hydra_plugins.modal_launcher.failures import JobFailed, Refused
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -47,12 +47,15 @@ def runs(words: Sequence[str], *, root: Path) -> None:
 
 
 def resume(words: Sequence[str], *, root: Path) -> None:
-    """`resume RUN`: run again what did not finish, with the configuration of then."""
-    if len(words) != 1:
+    """`resume RUN [KEY=VALUE ...]`: run again what did not finish, with the configuration of then.
+
+    What may be another now is where and how the jobs run, not what they do.
+    """
+    if not words or any("=" not in word for word in words[1:]):
         raise Refused("resume: name one run; `runs` lists them")
     setup_globals()
     record = Record.load(_folder(words[0], root))
-    jobs = [_reopened(record, entry) for entry in record.jobs]
+    jobs = [_launch.with_changes(_reopened(record, entry), words[1:]) for entry in record.jobs]
     _refuse_running(record)
     open_jobs = [job for job in jobs if (job.result or {}).get("state") != "done"]
     console = Console(file=sys.stdout)

@@ -28,6 +28,7 @@ class Row:
     attempt: int = 1
     status: dict[str, Any] = field(default_factory=dict)
     usd: float = 0.0
+    link: str = ""
     began: float | None = None
 
     def words(self) -> str:
@@ -76,6 +77,9 @@ class Screen:
         before = (row.state, row.attempt)
         row.state, row.attempt, row.usd = words["state"], words["attempt"], words["usd"]
         row.status = words["status"] or row.status
+        if (link := words.get("link")) and link != row.link:
+            row.link = link
+            self.say(f"[{num}] {link}")
         row.began = row.began or time.time()
         if self._live is not None:
             self._live.update(self._lines())

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._job import Job
-from hydra_plugins.modal_launcher.failures import Refused
 
 REMOTE = PurePosixPath("/root")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from hydra_plugins.modal_launcher._failure import RETRIED, Failure
 from hydra_plugins.modal_launcher._files import (
     append_json,
     json_lines,
@@ -25,11 +27,13 @@ from hydra_plugins.modal_launcher._files import (
 )
 from hydra_plugins.modal_launcher._job import CONTROL
 from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher.failures import RETRIED, Failure
 
 # A line of a job's output that begins so is the supervisor's word to whoever watches.
 MARK = "\x1e"
 STOP_VARIABLE = "HYDRA_JOB_STOP"  # a job ends after its next checkpoint once this file exists
+SOURCE_VARIABLE = "HYDRA_JOB_SOURCE"  # the commit of the source that was sent, as JSON
+
+_LINK = re.compile(r"https?://\S+/runs/\w+")  # of a tracker, such as W&B prints
 
 _POLL = 0.25  # seconds
 _BEAT = 20.0  # seconds between words while nothing is new
@@ -62,6 +66,7 @@ class Supervisor:
         self._cancelled = False
         self._asked_at = 0.0
         self._tail = ""
+        self._link = ""
 
     def run(self) -> dict[str, Any]:
         """The job's result, with `again: True` where another attempt is called for.
@@ -115,6 +120,7 @@ class Supervisor:
         write_json(self.control / "attempt.json", document)
         environment = {**os.environ, **self._variables}
         environment[STOP_VARIABLE] = str(self.control / "stop")
+        environment[SOURCE_VARIABLE] = json.dumps(self.payload.get("source"))
         self._process = subprocess.Popen(
             self._command(),
             stdout=subprocess.PIPE,
@@ -159,6 +165,8 @@ class Supervisor:
             for raw in self._process.stdout:
                 line = self.secrets.redact(raw.decode(errors="replace"))
                 self._tail = (self._tail + line)[-8000:]
+                if found := _LINK.search(line):
+                    self._link = found[0]
                 log.write(line)
                 log.flush()
                 self._emit(line.rstrip("\n"))
@@ -212,6 +220,7 @@ class Supervisor:
             "usd": self._cost(now),
             "shape": self.payload["shape"],
             "status": getattr(self, "_said", ({}, 0.0))[0],
+            "link": self._link,
             "ended": now,
         }
         last = last_json_line(self.folder / self.payload["metrics"])
@@ -251,6 +260,7 @@ class Supervisor:
             "attempt": self.attempt,
             "status": status or {},
             "usd": self._cost(time.time()),
+            "link": self._link,
         }
         self._emit(MARK + json.dumps(words))
 

@@ -19,10 +19,10 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext
+from hydra_plugins.modal_launcher._failure import Failure
 from hydra_plugins.modal_launcher._files import read_json, write, write_json
 from hydra_plugins.modal_launcher._job import CONTROL, load_config, load_task
 from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher.failures import Failure
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 

@@ -1,0 +1,19 @@
+"""A small Hydra application: what its jobs do is named by `do`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from toy import jobs
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> Any:
+    return getattr(jobs, cfg.do)(cfg)
+
+
+if __name__ == "__main__":
+    main()

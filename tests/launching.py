@@ -1,0 +1,174 @@
+"""How the tests launch: the toy application of `launcher_app`, as a user does, on the stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.control_plane import ControlPlane, Settings
+
+SECONDS = 60  # until something that must happen has happened
+TOY = "toy"
+RUNS = "hydra_plugins.modal_launcher"  # the module of `runs` and `resume`
+
+
+class Client:
+    """A folder to launch from; the launches' own runs lie in `runs/` there."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self.plane = plane
+        self.folder = folder
+        self.mounts = folder.parent / "mounts"
+        self.variables = {
+            **os.environ,
+            **plane.environment,
+            "PYTHONPATH": str(Path(__file__).parent / "launcher_app"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "COLUMNS": "160",
+        }
+
+    def launch(self, *overrides: str, code: int = 0, **variables: str) -> Program:
+        """Launch the toy and wait for its end, with this exit status."""
+        return self.start(*overrides, **variables).to_end(code=code)
+
+    def runs(self, *words: str, code: int = 0) -> Program:
+        """`runs attach toy` and the like, to the end."""
+        return self.start(*words, "--root=runs", module=RUNS).to_end(code=code)
+
+    def start(self, *words: str, module: str = TOY, **variables: str) -> Program:
+        if module != RUNS:
+            words = (
+                *words,
+                f"hydra.launcher.volumes.cache={self.mounts}/cache",
+                f"hydra.launcher.volumes.outputs={self.mounts}/outputs",
+            )
+        return Program(["-m", module, *words], self.folder, {**self.variables, **variables})
+
+    def call(self, num: int = 0, *, run: str = TOY) -> str:
+        """The id of a job's call, as soon as the manifest has it."""
+
+        def known() -> str | None:
+            jobs = read_json(self.folder / "runs" / run / "manifest.json", default={"jobs": []})
+            return next((job["call"] for job in jobs["jobs"] if job["num"] == num), None)
+
+        return wait_for(known)
+
+    def job(self, num: int = 0, *, run: str = TOY) -> Path:
+        return self.folder / "runs" / run / str(num)
+
+    def results(self, *, run: str = TOY) -> list[dict[str, Any]]:
+        folders = sorted((self.folder / "runs" / run).glob("*/.job"), key=lambda f: int(f.parts[-2]))
+        return [read_json(folder / "result.json", default={}) for folder in folders]
+
+    def states(self, *, run: str = TOY) -> list[str]:
+        return [result.get("state", "-") for result in self.results(run=run)]
+
+    def remote(self, num: int = 0, *, run: str = TOY) -> Path:
+        """A job's folder on the outputs volume."""
+        (volume,) = [v for name, v in self.plane.volumes.items() if "-outputs-" in name]
+        return volume.folder / run / str(num)
+
+    def wait_step(self, step: int, num: int = 0, *, run: str = TOY) -> None:
+        """Until the job has a checkpoint of that step on the volume."""
+        wait_for(lambda: (self.remote(num, run=run) / "checkpoints" / str(step)).exists())
+
+
+class Program:
+    """A command that runs; what it has printed is in `out` and `err`."""
+
+    def __init__(self, words: list[str], folder: Path, variables: dict[str, str]) -> None:
+        count = len(list(folder.glob("*.out")))
+        self._out, self._err = folder / f"{count}.out", folder / f"{count}.err"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=folder,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def wait(self, words: str) -> None:
+        """Until it has printed the words."""
+
+        def said() -> bool:
+            assert self.process.poll() is None or words in self.out, self.out + self.err
+            return words in self.out
+
+        wait_for(said)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def to_end(self, *, code: int = 0) -> Program:
+        try:
+            self.process.wait(timeout=SECONDS)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.process.returncode == code, self.out + self.err
+        return self
+
+    @property
+    def line(self) -> str:
+        """The one line that it has said on stderr."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def settings(**values: object) -> list[str]:
+    """Overrides of the launcher's own settings."""
+    return [f"hydra.launcher.{name}={value}" for name, value in values.items()]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def read_json(path: Path, *, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    settings = Settings(
+        grace=10.0, most_containers=9, container_environment={"OMP_NUM_THREADS": "1"}
+    )
+    with ControlPlane(tmp_path / "plane", settings) as plane:
+        yield plane
+        assert plane.errors == []
+
+
+@pytest.fixture
+def client(plane: ControlPlane, tmp_path: Path) -> Client:
+    (tmp_path / "client").mkdir()
+    return Client(plane, tmp_path / "client")

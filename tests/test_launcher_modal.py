@@ -1,0 +1,111 @@
+"""Jobs on Modal by the real client, against the stand-in: what is sent, and what comes back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.control_plane import ControlPlane
+from tests.launching import Client, client, plane, settings
+
+__all__ = ["client", "plane"]  # fixtures
+
+
+def test_a_sweep_over_gpus(client: Client, plane: ControlPlane) -> None:
+    """Each job gets its own kind of container, in one app, with one image."""
+    plane.add_secret("art-secrets", {"TOKEN": "of the art"})
+    resources = settings(
+        gpu_fallback="[L4]",
+        cpu=2,
+        memory=4096,
+        timeout=600,
+        retries=2,
+        region="eu",
+        max_parallel=4,
+        **{
+            "secrets.modal": "[art-secrets]",
+            "image.pip": "[trl==1.16.0]",
+            "image.apt": "[git]",
+            "image.python": "3.11",
+            "+image.env.COLOUR": "blue",
+        },
+    )
+    resources = [word.replace("hydra.launcher.+", "+hydra.launcher.") for word in resources]
+    launched = client.launch("gpu=A10G,H100", "x=1,2", *resources)
+
+    functions = [plane.call(client.call(num)).function.name for num in range(4)]
+    assert functions[:2] == functions[:1] * 2 and functions[2:] == functions[2:3] * 2
+    assert set(plane.functions) == set(functions)
+    first, second = (plane.functions[name] for name in functions[1:3])
+    assert (first.gpus, second.gpus) == (("A10G", "L4"), ("H100", "L4"))
+    for spec in (first, second):
+        assert (spec.cpu, spec.memory, spec.timeout, spec.retries) == (2.0, 4096, 600, 2)
+        assert (spec.max_containers, spec.regions, spec.secrets) == (2, ("eu",), ("art-secrets",))
+        assert spec.volumes == {
+            f"{client.mounts}/cache": "hydra-jobs-cache-me-tests",
+            f"{client.mounts}/outputs": "hydra-jobs-outputs-me-tests",
+        }
+    assert first.image is second.image
+    commands = "\n".join(first.image.commands)
+    assert all(word in commands for word in ("trl==1.16.0", "hydra-core", "git", "python:3.11"))
+    assert first.image.environment["COLOUR"] == "blue"
+    assert first.image.environment["HF_HOME"] == f"{client.mounts}/cache/huggingface"
+    (app,) = plane.apps
+    assert app.name == "toy-me-toy" and app.stopped
+    assert len(set(app.function_ids)) == 2
+
+    assert [result["value"] for result in client.results()] == [-1, -2, -1, -2]
+    rows = re.findall(r"^ +(\d) +done +(-\d) .* (\S+) +gpu=(\w+) x=(\d)", launched.out, re.M)
+    assert [row[4] for row in rows] == ["1", "2", "1", "2"], launched.out
+    assert [row[3] for row in rows] == ["A10G", "A10G", "H100", "H100"]
+    assert f"modal.com/id/{app.id}" in launched.out or app.id in launched.out
+
+
+def test_logs_and_files_of_a_job(client: Client) -> None:
+    """The log is shown as it comes; small files come back by themselves, checkpoints do not."""
+    launched = client.launch("steps=2")
+    expected = ["from step 0", "step 1", "step 2"]
+    assert [line for line in launched.out.splitlines() if "step" in line and "[0]" in line][:3] == [
+        f"[0] {line}" for line in expected
+    ]
+    job = client.job()
+    assert (job / "log.txt").read_text().splitlines() == expected
+    assert len((job / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (job / ".hydra/config.yaml").exists()
+    assert not (job / "checkpoints").exists()
+    assert "2 files" in client.runs("runs", "pull", "toy", "--checkpoints").out
+    assert sorted(path.name for path in (job / "checkpoints").iterdir()) == ["1", "2"]
+    assert client.runs("runs", "logs", "toy").out.splitlines() == expected
+
+
+def test_several_gpus_in_a_container(client: Client, plane: ControlPlane) -> None:
+    """The job starts once for each, and its result is the first one's."""
+    client.launch("do=ranks", "gpu=H100", *settings(gpu_count=2))
+    assert plane.functions["h100x2"].gpus == ("H100:2",)
+    (result,) = client.results()
+    assert result["value"] == "rank 0 of 2"
+    assert {path.name for path in client.job().glob("rank-*")} == {"rank-0", "rank-1"}
+
+
+SCRIPT = """
+import hashlib
+import hydra
+
+DATA = bytes(range(256)) * (20 << 12)
+
+@hydra.main(version_base=None, config_path=None)
+def main(cfg):
+    return hashlib.sha256(DATA).hexdigest()[:8] + f" of {len(DATA) >> 20}"
+
+main()
+"""
+
+
+def test_large_payloads(client: Client, plane: ControlPlane, tmp_path: Path) -> None:
+    """What is above the size of a message goes as a blob: a long setting, a closure's data."""
+    client.launch("do=measure", f"text={'x' * 8192}", "name=setting")
+    assert client.results(run="setting")[0]["value"] == 8192
+    assert plane.rpcs["BlobCreate"] > 0
+    (client.folder / "script.py").write_text(SCRIPT)
+    client.launch_script("script.py", "hydra.sweep.dir=runs/script", "-m")
+    assert client.results(run="script")[0]["value"].endswith(" of 20")
