@@ -18,7 +18,6 @@ from tests.control_plane import ControlPlane, Settings
 
 SECONDS = 60  # until something that must happen has happened
 TOY = "toy"
-RUNS = "hydra_plugins.modal_launcher"  # the module of `runs` and `resume`
 
 
 class Client:
@@ -37,21 +36,28 @@ class Client:
         }
 
     def launch(self, *overrides: str, code: int = 0, **variables: str) -> Program:
-        """Launch the toy and wait for its end, with this exit status."""
+        """Launch the toy, or the `program`, and wait for its end, with this exit status."""
         return self.start(*overrides, **variables).to_end(code=code)
 
     def runs(self, *words: str, code: int = 0) -> Program:
         """`runs attach toy` and the like, to the end."""
-        return self.start(*words, "--root=runs", module=RUNS).to_end(code=code)
+        return self.start_runs(*words).to_end(code=code)
 
-    def start(self, *words: str, module: str = TOY, **variables: str) -> Program:
-        if module != RUNS:
-            words = (
-                *words,
-                f"hydra.launcher.volumes.cache={self.mounts}/cache",
-                f"hydra.launcher.volumes.outputs={self.mounts}/outputs",
-            )
-        return Program(["-m", module, *words], self.folder, {**self.variables, **variables})
+    def start_runs(self, *words: str) -> Program:
+        return self._start(["-m", "hydra_plugins.modal_launcher", *words, "--root=runs"])
+
+    def start(self, *overrides: str, program: str = "-m toy", **variables: str) -> Program:
+        """Launch it and go on at once."""
+        volumes = settings(
+            volumes__cache=f"{self.mounts}/cache",
+            volumes__outputs=f"{self.mounts}/outputs",
+            volumes__experimenter="me",
+            volumes__experiment_name="tests",
+        )
+        return self._start([*program.split(), *overrides, *volumes], **variables)
+
+    def _start(self, words: list[str], **variables: str) -> Program:
+        return Program(words, self.folder, {**self.variables, **variables})
 
     def call(self, num: int = 0, *, run: str = TOY) -> str:
         """The id of a job's call, as soon as the manifest has it."""
@@ -131,15 +137,18 @@ class Program:
 
     @property
     def line(self) -> str:
-        """The one line that it has said on stderr."""
-        lines = self.err.splitlines()
+        """The one line that it has said on stderr, beside what Hydra always says there."""
+        lines = [line for line in self.err.splitlines() if line and "HYDRA_FULL_ERROR" not in line]
         assert len(lines) == 1, self.err
         return lines[0]
 
 
 def settings(**values: object) -> list[str]:
-    """Overrides of the launcher's own settings."""
-    return [f"hydra.launcher.{name}={value}" for name, value in values.items()]
+    """Overrides of the launcher's own settings; `image__pip` is its `image.pip`."""
+    return [
+        f"++hydra.launcher.{name.replace('__', '.')}={json.dumps(value)}"
+        for name, value in values.items()
+    ]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:

@@ -30,18 +30,21 @@ class Place:
 
 @pytest.fixture(params=["local", "processes", "modal"])
 def place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Place]:
     if request.param != "modal":
         count = 1 if request.param == "local" else 2
         yield Place(["hydra.launcher.gpu=local", f"hydra.launcher.max_parallel={count}"])
         return
     monkeypatch.setenv("EXPERIMENTER", "me")
-    with ControlPlane(tmp_path / "plane", Settings(grace=1.0)) as plane:
-        modal.Volume.from_name("hydra-jobs-outputs-me-default", create_if_missing=True).hydrate()
-        paths = [f"hydra.launcher.volumes.{v}={tmp_path}/{v}" for v in ("cache", "outputs")]
-        outputs = plane.volumes["hydra-jobs-outputs-me-default"].folder
-        yield Place(["hydra.launcher.gpu=null", *paths], outputs)
+    root = tmp_path_factory.mktemp("elsewhere")
+    with ControlPlane(root / "plane", Settings(grace=1.0)) as plane:
+        name = "hydra-jobs-outputs-me-default"
+        modal.Volume.from_name(name, create_if_missing=True).hydrate()
+        paths = [f"hydra.launcher.volumes.{v}={root}/{v}" for v in ("cache", "outputs")]
+        yield Place(["hydra.launcher.gpu=null", *paths], plane.volumes[name].folder)
         assert plane.errors == []
         assert all(app.stopped for app in plane.apps)
 
@@ -77,11 +80,14 @@ class TestApplications(IntegrationTestSuite):
     @pytest.fixture
     def extra_flags(self, place: Place, launcher_name: str) -> list[str]:
         self.outputs = place.outputs
-        return ["-m", f"hydra/launcher={launcher_name}", *place.overrides]
+        # One of the tests runs again in the folder of its first run.
+        again = "hydra.launcher.resume=true"
+        return ["-m", f"hydra/launcher={launcher_name}", again, *place.overrides]
 
     def get_test_app_working_dir(self) -> Path | None:
         return self.outputs
 
 
 def test_discovery() -> None:
-    assert ModalJobsLauncher in Plugins.instance().discover(Launcher)
+    found = [launcher.__name__ for launcher in Plugins.instance().discover(Launcher)]
+    assert ModalJobsLauncher.__name__ in found

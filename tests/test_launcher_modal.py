@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from pathlib import Path
 
 from tests.control_plane import ControlPlane
 from tests.launching import Client, client, plane, settings
@@ -15,22 +15,19 @@ def test_a_sweep_over_gpus(client: Client, plane: ControlPlane) -> None:
     """Each job gets its own kind of container, in one app, with one image."""
     plane.add_secret("art-secrets", {"TOKEN": "of the art"})
     resources = settings(
-        gpu_fallback="[L4]",
+        gpu_fallback=["L4"],
         cpu=2,
         memory=4096,
         timeout=600,
         retries=2,
         region="eu",
         max_parallel=4,
-        **{
-            "secrets.modal": "[art-secrets]",
-            "image.pip": "[trl==1.16.0]",
-            "image.apt": "[git]",
-            "image.python": "3.11",
-            "+image.env.COLOUR": "blue",
-        },
+        secrets__modal=["art-secrets"],
+        image__pip=["trl==1.16.0"],
+        image__apt=["git"],
+        image__python="3.11",
+        image__env__COLOUR="blue",
     )
-    resources = [word.replace("hydra.launcher.+", "+hydra.launcher.") for word in resources]
     launched = client.launch("gpu=A10G,H100", "x=1,2", *resources)
 
     functions = [plane.call(client.call(num)).function.name for num in range(4)]
@@ -101,11 +98,58 @@ main()
 """
 
 
-def test_large_payloads(client: Client, plane: ControlPlane, tmp_path: Path) -> None:
+def test_large_payloads(client: Client, plane: ControlPlane) -> None:
     """What is above the size of a message goes as a blob: a long setting, a closure's data."""
     client.launch("do=measure", f"text={'x' * 8192}", "name=setting")
     assert client.results(run="setting")[0]["value"] == 8192
     assert plane.rpcs["BlobCreate"] > 0
     (client.folder / "script.py").write_text(SCRIPT)
-    client.launch_script("script.py", "hydra.sweep.dir=runs/script", "-m")
+    client.launch(
+        "hydra/launcher=modal_jobs", "hydra.sweep.dir=runs/script", program="script.py -m"
+    )
     assert client.results(run="script")[0]["value"].endswith(" of 20")
+
+
+def test_a_budget(client: Client, plane: ControlPlane) -> None:
+    """Refused above the cap; a job that has spent its part stops after a checkpoint."""
+    capped = settings(max_usd=0.002)
+    line = client.launch("gpu=H100", *capped, code=1).line
+    assert "max_usd=0.002" in line and "may cost" in line
+    assert plane.apps == [] and not client.job().exists()
+
+    client.launch("gpu=H100", "name=before")  # from which the next is known to be cheap
+    longer = ["gpu=H100", "steps=60", "seconds=0.1"]
+    stopped = client.launch(*longer, *capped, code=1)
+    assert "stopped (budget)" in stopped.out and "the budget is spent" in stopped.out
+    (result,) = client.results()
+    saved = result["status"]["step"]
+    assert 0.002 <= result["usd"] < 0.006 and 0 < saved < 60
+
+    again = client.launch(*longer, *settings(max_usd=1, resume=True))
+    assert f"from step {saved}" in again.out
+    assert client.states() == ["done"]
+
+
+def test_secrets_are_seen_by_the_job_alone(client: Client, plane: ControlPlane) -> None:
+    """No file, line or message holds a value, even where the job lets it out."""
+    canaries = {"WANDB_API_KEY": "canary-of-the-environment", "FROM_DOTENV": "canary-of-dotenv"}
+    key, other = canaries.values()
+    (client.folder / ".env").write_text(f"FROM_DOTENV={other}\n")
+    named = settings(secrets__environment=["WANDB_API_KEY"])
+    launched = client.launch(
+        "do=tell_secrets,fail_with_secrets", *named, WANDB_API_KEY=key, code=1
+    )
+    first, second = client.results()
+    lengths = [len(key), len(other)]
+    assert first["value"] == lengths
+    assert json.loads((client.job(1) / "lengths").read_text()) == lengths
+    assert second["failure"]["line"] == "ValueError: could not log in with [WANDB_API_KEY] or ..."
+    assert "printed: [FROM_DOTENV]" in launched.out
+
+    (client.folder / ".env").unlink()
+    holders = [path for path in client.folder.rglob("*") if path.is_file()]
+    texts = {str(path): path.read_bytes() for path in holders}
+    texts |= {f"{kind} {n}": content for n, (kind, content) in enumerate(plane.received())}
+    assert len(holders) > 20 and any(name.startswith("volume") for name in texts)
+    for canary in (b"canary-of-", b"canary_of_"):
+        assert [name for name, content in texts.items() if canary in content] == []

@@ -8,26 +8,36 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import modal
+from hydra_plugins.modal_launcher._container import AnotherAttempt
 from hydra_plugins.modal_launcher._failure import Failure
+from hydra_plugins.modal_launcher._modal import UNREACHABLE
 from hydra_plugins.modal_launcher._supervisor import MARK
 from modal import exception
 
 _PAUSE = 0.5  # seconds between two rounds of asking for results
+_SILENCE = 10.0  # seconds without an answer after which that is said
+_WORKERS = 4  # fetches and cancellations at a time
+_TRIES = 5  # at fetching a job's files
+ALL = -1  # the number of what is said of no job in particular
 
 
 class Calls:
-    """Watches from threads of its own; `fetch` brings a job's files here before its result."""
+    """Watches from threads of its own, which end with the process.
+
+    `fetch` brings a job's files here before its result; it returns the result among them, and
+    whether the job is still at its last words.
+    """
 
     def __init__(
         self,
         app_id: str,
         calls: dict[int, str],
         *,
-        fetch: Callable[[int], dict[str, Any] | None],
+        fetch: Callable[[int], tuple[dict[str, Any] | None, bool]],
         with_logs: bool = True,
     ) -> None:
         self.events: queue.Queue[tuple[int, str | dict[str, Any]]] = queue.Queue()
@@ -36,51 +46,88 @@ class Calls:
         self._numbers = {call: num for num, call in calls.items()}
         self._fetch = fetch
         self._closed = threading.Event()
-        self._fetching = ThreadPoolExecutor(max_workers=4, thread_name_prefix="fetch")
+        self._tasks: queue.Queue[Callable[[], None]] = queue.Queue()
         self._cancelled: set[int] = set()
-        self._threads = [threading.Thread(target=self._ask, daemon=True)]
+        self._watching = [self._begin(self._ask)]
         if with_logs:
-            self._threads.append(threading.Thread(target=self._follow, daemon=True))
-        for thread in self._threads:
-            thread.start()
+            self._watching.append(self._begin(self._follow))
+        for _ in range(_WORKERS):
+            self._begin(self._work)
 
-    def cancel(self, *, kill: bool = False) -> None:
+    def cancel(self) -> None:
         """End what has not ended; each job is interrupted first, so that it can say its last."""
         for num, call in list(self.pending.items()):
             self._cancelled.add(num)
-            modal.FunctionCall.from_id(call).cancel(terminate_containers=kill)
+            self._tasks.put(lambda num=num, call=call: self._cancel(num, call))  # type: ignore[misc]
 
     def drain(self, seconds: float) -> None:
         """Give the last lines of the log a moment to come, once the app has been stopped."""
         self._closed.set()
-        for thread in self._threads:
+        for thread in self._watching:
             thread.join(timeout=seconds)
-        self._fetching.shutdown(wait=True)
+
+    def _begin(self, target: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=target, daemon=True)
+        thread.start()
+        return thread
+
+    def _work(self) -> None:
+        while True:
+            self._tasks.get()()
 
     def _ask(self) -> None:
+        silent_since: float | None = None
         while self.pending and not self._closed.is_set():
             for num, call in list(self.pending.items()):
                 try:
                     result = self._result(num, call)
-                except exception.ConnectionError:
-                    continue  # the jobs go on without us; ask again
+                except UNREACHABLE as error:
+                    now = time.monotonic()
+                    silent_since = silent_since or now
+                    if now - silent_since > _SILENCE:
+                        self.events.put((ALL, f"Modal does not answer ({error}); the jobs go on"))
+                        silent_since = float("inf")  # said
+                    break
+                silent_since = None
                 if result is not None:
                     del self.pending[num]
-                    self._fetching.submit(self._bring, num, result)
+                    self._tasks.put(lambda num=num, result=result: self._bring(num, result))  # type: ignore[misc]
                 if self._closed.is_set():
                     return
             self._closed.wait(_PAUSE)
 
     def _bring(self, num: int, result: dict[str, Any]) -> None:
-        try:
-            kept = self._fetch(num)
-        except Exception as error:
-            self.events.put((num, f"its files could not be fetched: {error}"))
-            kept = None
+        kept = None
+        tries = 0
+        while not self._closed.is_set():
+            try:
+                kept, is_talking = self._fetch(num)
+            except Exception as error:
+                tries += 1
+                if tries == _TRIES or not isinstance(error, UNREACHABLE):
+                    self.events.put((num, f"its files could not be fetched: {error}"))
+                    break
+            else:
+                if not is_talking or result["state"] != "cancelled":
+                    break
+            self._closed.wait(1.0)
         # The volume's word has the costs of every attempt; Modal's has what ended the last one.
         if kept and (result["state"] != "failed" or kept["state"] == "done"):
             result = kept
         self.events.put((num, {"result": result}))
+
+    def _cancel(self, num: int, call: str) -> None:
+        for _ in range(_TRIES):
+            try:
+                modal.FunctionCall.from_id(call).cancel()
+                return
+            except UNREACHABLE as error:
+                said = f"could not be told to end: {error}"
+            except Exception as error:
+                said = f"could not be told to end: {error}"
+                break
+            self._closed.wait(1.0)
+        self.events.put((num, said))
 
     def _result(self, num: int, call: str) -> dict[str, Any] | None:
         """How a call ended; None while it goes on."""
@@ -89,8 +136,11 @@ class Calls:
             return got
         except builtins.TimeoutError:
             return None
-        except exception.ConnectionError:
+        except UNREACHABLE:
             raise
+        except AnotherAttempt as error:
+            kind, line = error.args
+            failure = Failure(kind, f"no attempts left: {line}")
         except exception.FunctionTimeoutError as error:
             failure = Failure("timeout", str(error))
         except exception.OutputExpiredError:
@@ -99,19 +149,21 @@ class Calls:
             if num in self._cancelled or "cancel" in str(error).lower():
                 return {"state": "cancelled"}
             failure = Failure("crash", str(error))
-        except (Exception, SystemExit) as error:
-            if type(error).__name__ == "AnotherAttempt":
-                failure = Failure("timeout", f"no attempts left: {error}")
-            else:
-                failure = Failure.of(error)
+        except BaseException as error:
+            failure = Failure.of(error)
         said = {"kind": failure.kind, "line": failure.line, "traceback": failure.traceback}
         return {"state": "failed", "failure": said}
 
     def _follow(self) -> None:
         halves: dict[str, str] = {}
+        newest: datetime | None = None
         while not self._closed.is_set():
+            before = newest  # a stream that broke is followed by one that begins anew
             try:
                 for entry in modal.App.lookup(self._app_id).logs.stream():
+                    if before is not None and entry.timestamp <= before:
+                        continue
+                    newest = entry.timestamp
                     call = next((i for i in entry.context_ids if i in self._numbers), None)
                     if call is None:
                         continue
@@ -119,7 +171,7 @@ class Calls:
                     for line in lines:
                         self.events.put((self._numbers[call], _word(line)))
                 return  # the app has ended
-            except Exception:  # the stream broke: the next one begins where the service lets it
+            except Exception:
                 time.sleep(1.0)
 
 

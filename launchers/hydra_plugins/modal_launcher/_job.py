@@ -15,10 +15,12 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
+from hydra.version import VersionBase, getbase
 from hydra_plugins.modal_launcher._files import read_json, write_json
 from hydra_plugins.modal_launcher.config import ModalJobsConf
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.basecontainer import BaseContainer
+from packaging.version import Version
 
 LOCAL = "local"
 CONTROL = ".job"  # in a job's folder: what the launcher keeps there
@@ -98,6 +100,7 @@ def compose(
         "config": _text(config),
         "types": dict(_types(config)),
         "resolvers": _resolvers(config),
+        "version_base": str(base) if isinstance(base := getbase(), Version) else None,
     }
     return Job(
         num=num,
@@ -154,9 +157,14 @@ def application_config(config: DictConfig) -> DictConfig:
 
 
 def load_config(payload: dict[str, Any]) -> DictConfig:
-    """The configuration in a payload, its types restored where their classes can be imported."""
+    """The configuration in a payload, its types restored where their classes can be imported.
+
+    Hydra is set to the version that the application asked for.
+    """
     import pickle
 
+    if payload["version_base"]:
+        VersionBase.instance().setbase(Version(payload["version_base"]))
     for name, pickled in payload["resolvers"].items():
         if not OmegaConf.has_resolver(name):
             BaseContainer._resolvers[name] = pickle.loads(base64.b64decode(pickled))

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -27,15 +27,13 @@ from hydra_plugins.modal_launcher._job import (
     renewed,
     shape,
 )
-from hydra_plugins.modal_launcher._record import Record, spent
+from hydra_plugins.modal_launcher._record import Record, name_of, spent
 from hydra_plugins.modal_launcher._screen import Row, results_table
 from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher._watch import watch
+from hydra_plugins.modal_launcher._watch import INTERRUPTED, Left, watch
 from hydra_plugins.modal_launcher._worker import unpack
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-
-_METRIC = "metric"
 
 
 class Ended(JobReturn):
@@ -71,6 +69,9 @@ def launch(
         return run(jobs, context=context)
     except Refused as refused:
         raise Refused(_named(str(refused), jobs)) from None
+    except Left as left:
+        print(left, file=sys.stderr)
+        sys.exit(130)
     finally:
         HydraConfig.instance().cfg = before
         for folder in {job.sweep_folder for job in jobs} or {Path(str(master.hydra.sweep.dir))}:
@@ -99,13 +100,20 @@ def run(jobs: list[Job], *, context: HydraContext | None, again: bool = False) -
     record = _begin(jobs)
     for job in jobs:
         job.save()
-    if remote:
-        _start(remote, secrets, record)
+    try:
+        if remote:
+            _start(remote, secrets, record)
+    except BaseException:
+        _withdraw(jobs, record)
+        raise
     if settings.detach and remote:
         return _detached(jobs, record, secrets, context)
     rows = rows_of(jobs)
     results, errors = _run(jobs, record, rows, secrets, context)
-    return _report(jobs, rows, results, errors, console)
+    returns = _report(jobs, rows, results, errors, console)
+    if any(result.get("reason") == INTERRUPTED for result in results.values()):
+        sys.exit(130)  # nor does a sweeper go on
+    return returns
 
 
 def _check(jobs: list[Job], secrets: Secrets, *, again: bool) -> None:
@@ -121,7 +129,7 @@ def _check(jobs: list[Job], secrets: Secrets, *, again: bool) -> None:
         if (job.folder / CONTROL).exists() and not (again or job.settings.resume):
             raise Refused(
                 f"{job.folder} holds a job already; take another hydra.sweep.dir, or go on with: "
-                f"{job.settings.command} resume {job.sweep_folder.name}"
+                f"{job.settings.command} resume {name_of(job.sweep_folder)}"
             )
         HydraConfig.instance().set_config(job.config)
         config = application_config(job.config)
@@ -221,6 +229,17 @@ def _start(jobs: list[Job], secrets: Secrets, record: Record) -> None:
     _modal.start(jobs, secrets, batch=jobs[0].num, note=note)
 
 
+def _withdraw(jobs: list[Job], record: Record) -> None:
+    """A launch of which nothing was queued leaves nothing behind."""
+    if any(entry["call"] for entry in record.jobs):
+        return
+    for job in jobs:
+        if [path.name for path in (job.folder / CONTROL).iterdir()] == ["job.json"]:
+            shutil.rmtree(job.folder)
+    if not any((record.folder_of(entry) / CONTROL).exists() for entry in record.jobs):
+        record.path.unlink()
+
+
 def _run(
     jobs: list[Job],
     record: Record,
@@ -252,7 +271,7 @@ def _run(
     except KeyboardInterrupt:
         if results and len(jobs) > 1:
             ended = [(rows[num], result) for num, result in sorted(results.items())]
-            Console(file=sys.stdout).print(results_table(ended, metric=_METRIC))
+            Console(file=sys.stdout).print(results_table(ended, metric=jobs[0].settings.metric))
         raise
     finally:
         JobRuntime.instance().set("name", name)
@@ -262,7 +281,7 @@ def _run(
 def _detached(
     jobs: list[Job], record: Record, secrets: Secrets, context: HydraContext | None
 ) -> list[JobReturn]:
-    command, name = jobs[0].settings.command, record.folder.name
+    command, name = jobs[0].settings.command, name_of(record.folder)
     local = [job for job in jobs if job.is_local]
     count = len(jobs) - len(local)
     print(
@@ -286,7 +305,7 @@ def _report(
     alone = len(jobs) == 1 and jobs[0].is_local
     failed = [job for job in jobs if results[job.num]["state"] != "done"]
     if not (alone and failed):
-        show(console, [(rows[job.num], results[job.num]) for job in jobs])
+        show(console, jobs, results)
     lines = {job.num: failure_line(job, results[job.num]) for job in failed}
     if not alone:
         for job in failed:
@@ -309,8 +328,11 @@ def rows_of(jobs: Sequence[Job]) -> dict[int, Row]:
     return {job.num: Row(job.num, names[job.num], _plan.gpu_words(job)) for job in jobs}
 
 
-def show(console: Console, rows: list[tuple[Row, dict[str, Any]]]) -> None:
-    console.print(results_table(rows, metric=_METRIC), highlight=False)
+def show(console: Console, jobs: Sequence[Job], results: Mapping[int, dict[str, Any]]) -> None:
+    """The table of the jobs with their results."""
+    rows = rows_of(jobs)
+    ended = [(rows[job.num], results[job.num]) for job in jobs]
+    console.print(results_table(ended, metric=jobs[0].settings.metric), highlight=False)
 
 
 def failure_line(job: Job, result: dict[str, Any]) -> str:
@@ -324,7 +346,7 @@ def failure_line(job: Job, result: dict[str, Any]) -> str:
         if trace.exists() and not failure.line.endswith("..."):
             line += f" (traceback: {trace})"
         return line
-    goes_on = f"go on with: {job.settings.command} resume {job.sweep_folder.name}"
+    goes_on = f"go on with: {job.settings.command} resume {name_of(job.sweep_folder)}"
     reason = {"budget": "the budget is spent"}.get(result.get("reason") or "", state)
     return f"{reason}; what it saved is kept; {goes_on}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from hydra_plugins.modal_launcher._files import append_json, json_lines, write, 
 from hydra_plugins.modal_launcher._job import CONTROL, Job
 from hydra_plugins.modal_launcher._secrets import Secrets
 from hydra_plugins.modal_launcher._supervisor import MARK, Supervisor, seconds_of
-from hydra_plugins.modal_launcher._worker import outcome, perform
+from hydra_plugins.modal_launcher._worker import outcome, perform, redacted_logs
 from omegaconf import OmegaConf, open_dict, read_write
 
 # (job number, a line of its log or a supervisor's word or its result)
@@ -39,9 +40,9 @@ def in_process(
         with read_write(config), open_dict(config):
             OmegaConf.update(config, job.payload["resume_key"], True)
     try:
-        with env_override(secrets.values()):
+        with env_override(secrets.values()), redacted_logs(secrets):
             returned, error = perform(config, job.task, context=context)
-            result = outcome(returned, error)
+            result = outcome(returned, error, Secrets.here(secrets.names))
     except BaseException as stop:
         ended = {"ended": time.time(), "as": type(stop).__name__}
         append_json(control / "attempts.jsonl", {**head, **ended})
@@ -88,8 +89,9 @@ class Pool:
         try:
             result: dict[str, Any] = {"state": "cancelled"}
             while not self._cancelled.is_set():
+                payload = {**job.payload, "path": [entry for entry in sys.path if entry]}
                 supervisor = Supervisor(
-                    job.payload, emit=self._emit_of(num), variables=self._secrets.values()
+                    payload, emit=self._emit_of(num), variables=self._secrets.values()
                 )
                 self._supervisors.append(supervisor)
                 result = supervisor.run()

@@ -16,11 +16,19 @@ from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._job import Job
 from hydra_plugins.modal_launcher._names import app_name, volume_names
 from hydra_plugins.modal_launcher._plan import gpu_words
+from hydra_plugins.modal_launcher._record import name_of
 from hydra_plugins.modal_launcher._secrets import Secrets
 from hydra_plugins.modal_launcher.config import ImageConf, ModalJobsConf
 from modal import exception
 from modal.volume import FileEntryType
 
+# The service does not answer now, which says nothing about the jobs.
+UNREACHABLE = (
+    exception.ConnectionError,
+    exception.InternalError,
+    exception.ResourceExhaustedError,
+    exception.ServiceError,
+)
 DAY = 86400  # seconds: the longest attempt
 _MOST_RETRIES = 10
 
@@ -71,7 +79,7 @@ def retries(settings: ModalJobsConf) -> int:
 
 def remote_folder(job: Job) -> PurePosixPath:
     """Where a job's files are in the container."""
-    run = Path(job.payload["dir"]).name
+    run = name_of(job.sweep_folder)
     return PurePosixPath(job.settings.volumes.outputs) / run / job.payload["subdir"]
 
 
@@ -81,24 +89,32 @@ def outputs_volume(settings: ModalJobsConf) -> str:
 
 def _sent(job: Job) -> dict[str, Any]:
     """The payload with the folders of the container."""
-    sweep = str(PurePosixPath(job.settings.volumes.outputs) / Path(job.payload["dir"]).name)
+    sweep = str(PurePosixPath(job.settings.volumes.outputs) / name_of(job.sweep_folder))
     volume = outputs_volume(job.settings)
     return {**job.payload, "dir": sweep, "outputs_volume": volume}
 
 
 def refuse_taken(jobs: Sequence[Job]) -> None:
     """Refuse to mix with files of another run of the same name."""
-    for name in {outputs_volume(job.settings) for job in jobs}:
-        volume = modal.Volume.from_name(name)
-        for job in jobs:
-            try:
-                volume.listdir(str(PurePosixPath(Path(job.payload["dir"]).name, _first(job))))
-            except exception.NotFoundError:
-                continue
+    there: dict[tuple[str, str], set[str]] = {}
+    for job in jobs:
+        volume, run = outputs_volume(job.settings), name_of(job.sweep_folder)
+        if (volume, run) not in there:
+            there[volume, run] = _names_in(volume, run)
+        if _first(job) in there[volume, run]:
             raise Refused(
-                f"{remote_folder(job)} of the volume {name} holds a run of this name already; "
+                f"{remote_folder(job)} of the volume {volume} holds a run of this name already; "
                 "take another name, or resume it"
             )
+
+
+def _names_in(volume: str, folder: str) -> set[str]:
+    with _explained():
+        try:
+            entries = modal.Volume.from_name(volume).listdir(folder)
+        except exception.NotFoundError:
+            return set()
+    return {PurePosixPath(entry.path).name for entry in entries}
 
 
 def start(
@@ -109,7 +125,7 @@ def start(
     `note` is told of each call as soon as it is made. If anything fails, nothing goes on.
     """
     settings = jobs[0].settings
-    run = Path(jobs[0].payload["dir"]).name
+    run = name_of(jobs[0].sweep_folder)
     name = app_name(settings, f"{run}-{batch}" if batch else run)
     app = modal.App(name, include_source=False, tags={"run": name[-63:]})
     image = _image(jobs)
@@ -315,7 +331,7 @@ def _explained() -> Iterator[None]:
         yield
     except exception.AuthError as error:
         raise Refused(f"Modal does not know this account ({error}); run: modal token new") from None
-    except exception.ConnectionError as error:
+    except UNREACHABLE as error:
         raise Refused(f"Modal cannot be reached ({error}); nothing was started") from None
     except exception.RemoteError as error:
         if "mage" in str(error):

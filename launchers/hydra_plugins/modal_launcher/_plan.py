@@ -11,6 +11,7 @@ from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._files import read_json
 from hydra_plugins.modal_launcher._job import CONTROL, Job, labels, shape
 from hydra_plugins.modal_launcher._prices import Prices
+from hydra_plugins.modal_launcher._record import name_of
 from rich import box
 from rich.table import Table
 
@@ -35,7 +36,8 @@ class Estimate:
 
 
 def estimate(jobs: Sequence[Job], prices: Prices) -> list[Estimate]:
-    folders = {job.sweep_folder.parent for job in jobs}
+    depths = {job.sweep_folder: name_of(job.sweep_folder).count("/") for job in jobs}
+    folders = {folder.parents[depth] for folder, depth in depths.items()}
     taken = _durations(folders)
     return [_estimate(job, prices, taken.get(shape(job), [])) for job in jobs]
 

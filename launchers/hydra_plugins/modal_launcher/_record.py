@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,24 @@ from hydra_plugins.modal_launcher._files import json_lines, read_json, write_jso
 from hydra_plugins.modal_launcher._job import CONTROL
 
 MANIFEST = "manifest.json"
+
+
+def name_of(folder: Path) -> str:
+    """A run's name: the last part of its folder, and the date before what is a bare time.
+
+    >>> name_of(Path("/work/multirun/2026-11-22/18-09-03"))
+    '2026-11-22/18-09-03'
+    """
+    parts = [part for part in folder.parts if part != folder.anchor]
+    bare = list(takewhile(lambda part: not re.search("[A-Za-z]", part), reversed(parts)))
+    return "/".join(reversed(bare)) or folder.name
+
+
+def recorded(root: Path) -> list[Path]:
+    """The folders of the runs under `root`, the oldest launch first."""
+    found = [*root.glob(f"*/{MANIFEST}"), *root.glob(f"*/*/{MANIFEST}")]
+    runs = [path for path in found if not (path.parents[1] / MANIFEST).exists()]
+    return [path.parent for path in sorted(runs, key=lambda path: path.stat().st_mtime)]
 
 
 @dataclass
@@ -28,7 +48,7 @@ class Record:
         content = read_json(folder / MANIFEST)
         if content is None:
             made = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            content = {"name": folder.name, "created": made, "task": task, "jobs": []}
+            content = {"name": name_of(folder), "created": made, "task": task, "jobs": []}
         content["source"] = source
         return cls(folder, content)
 
@@ -46,8 +66,12 @@ class Record:
         self.content["jobs"] = [by_num[num] for num in sorted(by_num)]
         self.save()
 
+    @property
+    def path(self) -> Path:
+        return self.folder / MANIFEST
+
     def save(self) -> None:
-        write_json(self.folder / MANIFEST, self.content)
+        write_json(self.path, self.content)
 
     @property
     def jobs(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from hydra.core.utils import setup_globals
 from hydra_plugins.modal_launcher import _launch
 from hydra_plugins.modal_launcher._failure import JobFailed, Refused
 from hydra_plugins.modal_launcher._job import Job
-from hydra_plugins.modal_launcher._record import MANIFEST, Record
+from hydra_plugins.modal_launcher._record import MANIFEST, Record, name_of, recorded
 from hydra_plugins.modal_launcher._watch import fetch, watch
 from rich import box
 from rich.console import Console
@@ -61,8 +61,7 @@ def resume(words: Sequence[str], *, root: Path) -> None:
     console = Console(file=sys.stdout)
     if not open_jobs:
         console.print("Every job of this run is done.")
-        rows = _launch.rows_of(jobs)
-        _launch.show(console, [(rows[job.num], job.result or {}) for job in jobs])
+        _launch.show(console, jobs, {job.num: job.result or {} for job in jobs})
         return
     before = HydraConfig.instance().cfg
     try:
@@ -72,8 +71,7 @@ def resume(words: Sequence[str], *, root: Path) -> None:
     results = [(job, job.result or {"state": "not begun"}) for job in jobs]
     if len(jobs) > len(open_jobs):
         console.print("The whole run:")
-        rows = _launch.rows_of(jobs)
-        _launch.show(console, [(rows[job.num], result) for job, result in results])
+        _launch.show(console, jobs, {job.num: result for job, result in results})
     unfinished = [job for job, result in results if result["state"] != "done"]
     detached = open_jobs[0].settings.detach and not open_jobs[0].is_local
     if unfinished and not detached:
@@ -86,15 +84,15 @@ def _list(root: Path) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("run", "launched", "jobs", "states", "USD"):
         table.add_column(column, no_wrap=column == "run")
-    folders = sorted(root.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    for path in folders:
-        record = Record.load(path.parent)
+    folders = recorded(root)
+    for folder in folders:
+        record = Record.load(folder)
         states = [record.state(entry) for entry in record.jobs]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         results = [record.result(entry) or {} for entry in record.jobs]
         usd = sum(float(result.get("usd") or 0.0) for result in results)
         table.add_row(
-            path.parent.name, record.content["created"], str(len(states)), counts, f"{usd:.2f}"
+            name_of(folder), record.content["created"], str(len(states)), counts, f"{usd:.2f}"
         )
     if not folders:
         print(f"No runs in {root}/ yet.")
@@ -113,7 +111,7 @@ def _attach(record: Record, words: list[str]) -> None:
         for entry in record.jobs
     }
     console = Console(file=sys.stdout)
-    _launch.show(console, [(rows[num], results[num]) for num in jobs])
+    _launch.show(console, list(jobs.values()), results)
     failed = [num for num in jobs if results[num]["state"] != "done"]
     for num in failed:
         line = _launch.failure_line(jobs[num], results[num])
@@ -179,8 +177,8 @@ def _refuse_running(record: Record) -> None:
         alive = [entry for entry in going if _modal.is_pending(entry["call"])]
         if alive:
             raise Refused(
-                f"{record.folder.name}: {len(alive)} jobs are still queued or running; watch them "
-                "with runs attach, or end them with runs cancel"
+                f"{name_of(record.folder)}: {len(alive)} jobs are still queued or running; watch "
+                "them with runs attach, or end them with runs cancel"
             )
         _settle(record, going)
 
@@ -189,7 +187,8 @@ def _chosen(record: Record, words: list[str]) -> list[dict[str, Any]]:
     numbers = {entry["num"] for entry in record.jobs}
     for word in words:
         if not word.isdigit() or int(word) not in numbers:
-            raise Refused(f"{word}: no such job in {record.folder.name} (it has {len(numbers)})")
+            run = name_of(record.folder)
+            raise Refused(f"{word}: no such job in {run} (it has {len(numbers)})")
     return [entry for entry in record.jobs if not words or str(entry["num"]) in words]
 
 
@@ -208,6 +207,6 @@ def _folder(word: str, root: Path) -> Path:
         return named
     if (Path(word) / MANIFEST).exists():
         return Path(word)
-    known = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    known = [name_of(folder) for folder in recorded(root)]
     shown = f" (runs here: {', '.join(known[-5:])})" if known else ""
     raise Refused(f"{word}: no such run, neither in {root}/ nor as a folder{shown}")

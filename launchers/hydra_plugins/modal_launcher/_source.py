@@ -67,7 +67,7 @@ def ignored(path: Path) -> bool:
 
 def not_config(path: Path) -> bool:
     """What a configuration folder may hold beside its configuration is not sent either."""
-    return ignored(path) or (path.suffix not in ("", ".yaml", ".yml"))
+    return ignored(path) or path.suffix not in (".yaml", ".yml")
 
 
 def is_config(folder: Path, jobs: list[Job]) -> bool:

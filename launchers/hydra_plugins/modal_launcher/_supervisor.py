@@ -56,6 +56,7 @@ class Supervisor:
         self.limits: dict[str, Any] = payload["limits"]
         self.folder = Path(payload["dir"]) / payload["subdir"]
         self.control = self.folder / CONTROL
+        self.error = self.folder / "error.txt"
         self.secrets = Secrets.here([*payload["secret_names"], *(variables or {})])
         if variables:
             self.secrets = Secrets({**self.secrets.values(), **variables})
@@ -91,10 +92,13 @@ class Supervisor:
         self._commit()
         try:
             result = self._attempt()
-        except BaseException as stop:  # preempted, or cancelled
+        except BaseException as stop:
             self._interrupt()
-            self._record({"ended": time.time(), "as": type(stop).__name__})
-            self._commit()
+            if type(stop).__name__ == "InputCancellation":  # Modal's word for: not again
+                self._end({"state": "cancelled"})
+            else:
+                self._record({"ended": time.time(), "as": type(stop).__name__})
+                self._commit()
             raise
         failures = sum(record.get("as") in RETRIED for record in records)
         again = result.pop("again", False)
@@ -113,8 +117,8 @@ class Supervisor:
         self._cancelled = True
 
     def _attempt(self) -> dict[str, Any]:
-        for name in ("outcome.json", "stop"):
-            (self.control / name).unlink(missing_ok=True)
+        for path in (self.control / "outcome.json", self.control / "stop", self.error):
+            path.unlink(missing_ok=True)
         resumes = self.attempt > 1 or self.payload["resume"]
         document = {**self.payload, "resume_key": self.payload["resume_key"] if resumes else None}
         write_json(self.control / "attempt.json", document)
@@ -134,6 +138,7 @@ class Supervisor:
         while self._process.poll() is None:
             self._watch()
             time.sleep(_POLL)
+        _signal_group(self._process, signal.SIGKILL)  # what it has left behind
         reader.join(timeout=5)
         self._watch()
         status = self._process.returncode

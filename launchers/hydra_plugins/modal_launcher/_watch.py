@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from hydra_plugins.modal_launcher._files import json_lines, write_json
+from hydra_plugins.modal_launcher._files import json_lines, write, write_json
 from hydra_plugins.modal_launcher._job import CONTROL
 from hydra_plugins.modal_launcher._local import Pool
-from hydra_plugins.modal_launcher._record import Record
+from hydra_plugins.modal_launcher._record import Record, name_of
 from hydra_plugins.modal_launcher._screen import Row, Screen
 from hydra_plugins.modal_launcher._supervisor import seconds_of
 from hydra_plugins.modal_launcher.config import ModalJobsConf
@@ -20,8 +20,11 @@ from hydra_plugins.modal_launcher.config import ModalJobsConf
 _CANCEL_PATIENCE = 60.0  # seconds for jobs to say their last
 
 
+INTERRUPTED = "Ctrl-C"  # the reason of a job that was cancelled by it
+
+
 class Left(KeyboardInterrupt):
-    """The person has left; the jobs go on."""
+    """The person has left; the jobs go on, or end by themselves."""
 
 
 def watch(
@@ -54,8 +57,11 @@ def watch(
         watcher.screen.say(f"Modal: {url}")
     results = watcher.follow(calls)
     for app_id, each in zip(by_app, calls, strict=True):
-        if not keep_app:
-            _modal.stop(app_id)
+        try:
+            if not keep_app:
+                _modal.stop(app_id)
+        except _modal.UNREACHABLE as error:
+            watcher.screen.say(f"The app is still there ({error}); run: modal app stop {app_id}")
         each.drain(3.0)
     watcher.last_words(calls)
     return results
@@ -103,9 +109,17 @@ class _Watcher:
                     self._interrupted(sources)
         return self.results
 
-    def fetch(self, num: int) -> dict[str, Any] | None:
-        fetch(self.record, self.entries[num], checkpoints=False)
-        return self.record.result(self.entries[num])
+    def fetch(self, num: int) -> tuple[dict[str, Any] | None, bool]:
+        """The job's result among its files, and whether it has an attempt without an end."""
+        entry = self.entries[num]
+        fetch(self.record, entry, checkpoints=False)
+        result = self.record.result(entry)
+        attempts = self._attempts(entry)
+        return result, bool(attempts) and result is None and "ended" not in attempts[-1]
+
+    def _attempts(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        lines = json_lines(self.record.folder_of(entry) / CONTROL / "attempts.jsonl")
+        return [line for line in lines if line["launch"] == entry["launch"]]
 
     def last_words(self, sources: Sequence[Any]) -> None:
         for source in sources:
@@ -120,7 +134,10 @@ class _Watcher:
                 return
             wait = 0.0
             if isinstance(said, str):
-                self.screen.log(num, said)
+                if num in self.entries:
+                    self.screen.log(num, said)
+                else:
+                    self.screen.say(said)
             elif "result" in said:
                 self._ended(num, said["result"])
             elif num not in self.results:
@@ -130,18 +147,17 @@ class _Watcher:
         entry = self.entries[num]
         folder = self.record.folder_of(entry)
         if "seconds" not in result:  # it was ended from outside and could not write its own
-            records = [
-                line
-                for line in json_lines(folder / CONTROL / "attempts.jsonl")
-                if line["launch"] == entry["launch"]
-            ]
-            seconds = sum(seconds_of(records, folder / CONTROL))
+            seconds = sum(seconds_of(self._attempts(entry), folder / CONTROL))
             usd = seconds / 3600 * entry["usd_per_hour"]
             result |= {"seconds": round(seconds, 2), "usd": round(usd, 6)}
             result |= {"launch": entry["launch"], "shape": "", "ended": time.time()}
-        if result.get("failure", {}).get("traceback") and not (folder / "error.txt").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(result["failure"]["traceback"])
+        error, trace = folder / "error.txt", result.get("failure", {}).get("traceback")
+        if trace:
+            write(error, trace)
+        elif result["state"] != "failed":
+            error.unlink(missing_ok=True)  # of a launch before this one
+        if result["state"] == "cancelled" and self._cancelled_at:
+            result["reason"] = INTERRUPTED
         write_json(folder / CONTROL / "result.json", result)
         self.results[num] = result
         row = self.screen.rows[num]
@@ -152,9 +168,9 @@ class _Watcher:
     def _interrupted(self, sources: Sequence[Any]) -> None:
         """Ctrl-C: say what stops and what goes on, and do as told."""
         going = len(self.entries) - len(self.results)
-        name, command = self.record.folder.name, self.settings.command
+        name, command = name_of(self.record.folder), self.settings.command
         if self._cancelled_at:
-            raise KeyboardInterrupt(
+            raise Left(
                 f"Left; {going} jobs had been told to end. See: {command} runs attach {name}"
             )
         choice = self._choice(going, on_modal=not isinstance(sources[0], Pool))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def perform(
     return returned, error
 
 
-def outcome(returned: JobReturn, error: BaseException | None) -> dict[str, Any]:
+def outcome(returned: JobReturn, error: BaseException | None, secrets: Secrets) -> dict[str, Any]:
     """The result as plain data; an error's traceback goes into a file of its own."""
     record: dict[str, Any] = {
         "state": "done" if error is None else "failed",
@@ -71,13 +73,37 @@ def outcome(returned: JobReturn, error: BaseException | None) -> dict[str, Any]:
     if error is None:
         record |= pack(returned._return_value)
     else:
-        failure, secrets = Failure.of(error), Secrets.here()
+        failure = Failure.of(error)
         record["failure"] = {
             "kind": failure.kind,
             "line": secrets.redact(failure.line),
             "traceback": secrets.redact(failure.traceback),
         }
     return record
+
+
+@contextmanager
+def redacted_logs(secrets: Secrets) -> Iterator[None]:
+    """What is logged goes into files past whoever reads the job's output."""
+    make = logging.getLogRecordFactory()
+
+    def redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        with suppress(Exception):  # a message that does not fit its arguments is logging's to tell
+            text = record.getMessage()
+            if text != secrets.redact(text):
+                record.msg, record.args = secrets.redact(text), ()
+            if record.exc_info:
+                record.exc_text = secrets.redact(
+                    logging.Formatter().formatException(record.exc_info)
+                )
+        return record
+
+    logging.setLogRecordFactory(redacted)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
 
 
 def pack(value: Any) -> dict[str, Any]:
@@ -109,7 +135,9 @@ def main() -> None:
     payload = read_json(Path(sys.argv[1]))
     folder = Path(payload["dir"]) / payload["subdir"]
     is_first = int(os.environ.get("RANK", "0")) == 0
-    sys.path.insert(0, os.getcwd())
+    secrets = Secrets.here(payload["secret_names"])
+    known = [os.getcwd(), *payload.get("path", [])]  # as in the process that launched it
+    sys.path[:0] = [entry for entry in known if entry not in sys.path]
     try:
         task = load_task(payload["task"])
         config = load_config(payload)
@@ -119,10 +147,14 @@ def main() -> None:
                 OmegaConf.update(config, payload["resume_key"], True)
             if not is_first:
                 config.hydra.output_subdir = None  # one rank writes
-        returned, error = perform(config, task)
+        with redacted_logs(secrets):
+            returned, error = perform(config, task)
     except Exception as failed:  # before the task: an import, a configuration
         returned, error = JobReturn(), failed
-    record = outcome(returned, error) | {"begun": begun, "ended": time.time()}
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr, flush=True)
+        sys.exit(130)
+    record = outcome(returned, error, secrets) | {"begun": begun, "ended": time.time()}
     if is_first:
         if error is not None:
             write(folder / "error.txt", record["failure"]["traceback"])

@@ -77,6 +77,7 @@ class ModalJobsConf:
     shape: list[str] = field(default_factory=list)  # settings that tell how long a job takes
     metrics: str = "metrics.jsonl"  # in a job's folder: a line of JSON whenever something is new
     show: list[str] = field(default_factory=lambda: ["step"])  # keys of it for the live line
+    metric: str = "metric"  # what the returned value is called
     checkpoints: str = "checkpoints/**"  # files that are kept at once, and fetched on request
     hints: dict[str, str] = field(default_factory=dict)  # kind of failure: what to change
     command: str = "python -m hydra_plugins.modal_launcher"  # what `runs` and `resume` belong to
