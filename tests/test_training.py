@@ -70,7 +70,7 @@ def test_a_run_shows_its_progress_and_its_table(undisturbed: tuple[Path, str]) -
         assert any(line.split()[:2] == [policy, "12"] for line in output.splitlines())
     compared = ["after", "-", "before", "paired"]
     assert any(line.split()[:4] == compared for line in output.splitlines())
-    assert output.rstrip().endswith(f"Run folder: {run}")
+    assert f"Run folder: {run}" in output
 
 
 def test_a_run_folder_tells_what_was_run_and_what_came_out(undisturbed: tuple[Path, str]) -> None:
@@ -130,6 +130,21 @@ def test_a_killed_run_resumes_to_the_same_weights(
     (torn / "model.safetensors").write_bytes(b"torn")
     done = program(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
+    assert_same(outcome(undisturbed[0]), outcome(run))
+
+
+def test_a_run_that_is_asked_to_end_does_so_with_a_checkpoint(
+    undisturbed: tuple[Path, str], program: Program, tmp_path: Path
+) -> None:
+    (tmp_path / "stop").touch()
+    small = [*SMALL, "name=asked", "trainer.max_steps=8", "trainer.save_steps=8"]
+    asked = program(*small, HYDRA_JOB_STOP=str(tmp_path / "stop"))
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("Stopped; step 2 is kept") and "resume asked" in asked.stderr
+    done = program("resume", "asked")
+    assert (done.returncode, done.stderr) == (0, "")
+    run = tmp_path / "runs/asked/0"
+    assert [line["step"] for line in metrics(run)] == [2, 4, 6, 8]
     assert_same(outcome(undisturbed[0]), outcome(run))
 
 
