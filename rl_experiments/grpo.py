@@ -91,6 +91,7 @@ def build_trainer(
         reward=config.reward,
         checks=config.checks,
         keep_checkpoints=config.trainer.save_total_limit,
+        micro_batch_rows=policy.fit.micro_batch_rows if policy.fit else config.fit.micro_batch_rows,
         on_episodes=lambda step, episodes: run.log_episodes(step, episodes[:_EPISODES_KEPT]),
     )
     trainer.remove_callback(PrinterCallback)

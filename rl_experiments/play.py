@@ -13,7 +13,7 @@ from environments import Environment, evaluation_seed
 from rl_experiments.check import Experiment, check
 from rl_experiments.errors import UserError
 from rl_experiments.rollout import Episode, Task
-from rl_experiments.schema import CONF_DIR
+from rl_experiments.schema import CONF_DIR, SamplerKind
 
 _PAUSE = 0.5  # seconds between the moves of a watched policy, in a terminal
 
@@ -89,6 +89,7 @@ def _policy(experiment: Experiment, console: Console) -> Callable[[Episode], Non
         from rl_experiments.evaluate import evaluation_temperature
         from rl_experiments.policy import load_policy
 
+        config.sampler = SamplerKind.transformers  # one turn at a time needs no engine
         policy = load_policy(config, experiment.environment)
     temperature = evaluation_temperature(config)
     rollout = policy.rollout(config, experiment.environment, temperature=temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -20,32 +21,48 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from environments import Environment
 from rl_experiments.chat import Chat
 from rl_experiments.errors import UserError, one_line
+from rl_experiments.fit import Fit, Shape, fit
 from rl_experiments.rollout import Rollout
-from rl_experiments.schema import Config, ModelConfig
+from rl_experiments.sampler import Sampler
+from rl_experiments.schema import Config, ModelConfig, SamplerKind
 from rl_experiments.scratch import best_device, scratch_model
 from rl_experiments.transformers_sampler import TransformersSampler
+from rl_experiments.vllm_engine import VllmEngine, VllmSampler
 
 
 @dataclass(frozen=True)
 class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    engine: VllmEngine | None = None  # what plays, where it is not the model itself
+    fit: Fit | None = None
 
     def rollout(
         self, config: Config, environment: Environment, *, temperature: float, model: Any = None
     ) -> Rollout:
         """Rollouts of this policy, or of `model` where training has wrapped it."""
-        sampler = TransformersSampler(
-            model or self.model,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-            max_new_tokens=config.trainer.max_completion_length,
-            temperature=temperature,
-        )
+        sampler: Sampler
+        if self.engine is not None:
+            sampler = VllmSampler(
+                self.engine,
+                model or self.model,
+                eos_token_id=self.tokenizer.eos_token_id,
+                max_new_tokens=config.trainer.max_completion_length,
+                temperature=temperature,
+            )
+        else:
+            sampler = TransformersSampler(
+                model or self.model,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+                max_new_tokens=config.trainer.max_completion_length,
+                temperature=temperature,
+            )
         return Rollout(
             environment=environment,
             chat=Chat(self.tokenizer, environment.system_prompt, environment.tools),
@@ -73,7 +90,7 @@ def load_policy(config: Config, environment: Environment) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=getattr(torch, config.model.dtype.value),
+            dtype=_weights_dtype(config),
             attn_implementation=config.model.attn_implementation,
         )
     except (OSError, ValueError, ImportError) as error:
@@ -83,7 +100,44 @@ def load_policy(config: Config, environment: Environment) -> Policy:
         ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Policy(model.to(best_device()), tokenizer)
+    model = model.to(best_device())
+    if not uses_vllm(config):
+        return Policy(model, tokenizer)
+    base = _base_folder(model.name_or_path)
+    chosen = fit(config, Shape.of(base), total=config.fit.memory_gib or _gpu_gib())
+    engine = VllmEngine(config, base, utilization=chosen.utilization, sleep=chosen.sleep)
+    return Policy(model, tokenizer, engine, chosen)
+
+
+def uses_vllm(config: Config) -> bool:
+    """Whether vLLM plays: where it is asked for, and by default for a model of use on a GPU."""
+    if config.sampler is SamplerKind.auto:
+        return torch.cuda.is_available() and config.model.name != "tiny"
+    return config.sampler is SamplerKind.vllm
+
+
+def _base_folder(name: str) -> str:
+    """The folder of the whole model that a name, or an adapter's folder, stands for."""
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.exists():
+        name = json.loads(adapter.read_text())["base_model_name_or_path"]
+    if Path(name).is_dir():
+        return name
+    return str(Path(cached_file(name, "config.json")).parent)
+
+
+def _gpu_gib() -> float:
+    if not torch.cuda.is_available():
+        raise UserError("sampler=vllm: needs a GPU here; use sampler=transformers")
+    return float(torch.cuda.get_device_properties(0).total_memory / (1 << 30))
+
+
+def _weights_dtype(config: Config) -> torch.dtype:
+    """Weights that are trained are kept in fp32: bf16 would lose small updates."""
+    if torch.cuda.is_available() and not config.model.lora.enabled:
+        return torch.float32
+    found: torch.dtype = getattr(torch, config.model.dtype.value)
+    return found
 
 
 def lora_config(model: ModelConfig) -> Any:

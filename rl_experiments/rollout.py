@@ -163,6 +163,7 @@ class Rollout:
         """The tasks' trajectories, in order; at most `batch_size` episodes are in play at once."""
         started = time.perf_counter()
         self.environment_seconds, self.tokens = 0.0, 0
+        self.sampler.begin()
         waiting = list(enumerate(tasks))[::-1]
         playing: dict[int, Episode] = {}
         done: dict[int, Trajectory] = {}
@@ -186,6 +187,7 @@ class Rollout:
                     episode = playing[completion.key]
                     self._record(episode, completion)
                     settle(completion.key, episode)
+        self.sampler.end()
         self.seconds = time.perf_counter() - started
         return [done[key] for key in range(len(tasks))]
 

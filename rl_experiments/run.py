@@ -31,7 +31,7 @@ _PACKAGES = (
 # What may differ between a run and its resumption: it does not touch what was computed.
 _FREE = (
     *("resume", "trainer.max_steps", "trainer.save_total_limit", "num_examples", "logger"),
-    *("evaluation.batch_size", "gpu", "checks"),
+    *("evaluation.batch_size", "gpu", "checks", "budget", "vllm", "fit"),
 )
 
 

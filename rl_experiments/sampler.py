@@ -27,6 +27,12 @@ class Completion:
 class Sampler(Protocol):
     """Generates replies for a rollout, which submits a turn as soon as its episode is ready."""
 
+    def begin(self) -> None:
+        """Get ready to play the policy as it is now."""
+
+    def end(self) -> None:
+        """Leave the machine to others until the next `begin`."""
+
     def submit(self, request: Request) -> None:
         """Queue a request."""
 

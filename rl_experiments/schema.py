@@ -91,6 +91,7 @@ class ScratchConfig:
     num_attention_heads: int = 2
     num_key_value_heads: int = 2
     head_dim: int = 32
+    vocab_size: int | None = None  # null: what the environment's texts need
     initializer_range: float = 0.1  # near 1 / sqrt(hidden_size); 0.02 delays learning
     warmup_episodes: int = 300
     warmup_steps: int = 150
@@ -155,6 +156,14 @@ class TrainerConfig:
 
 
 @dataclass
+class FitConfig:
+    """How the update is made to fit the GPU; null: chosen by what fits."""
+
+    micro_batch_rows: int | None = None  # rows of turns in one forward and backward pass
+    memory_gib: float | None = None  # of the GPU; null: what it has
+
+
+@dataclass
 class RewardConfig:
     credit: Credit = Credit.episode
     gamma: float = 0.5  # discount a turn, for credit=turn
@@ -166,6 +175,7 @@ class ChecksConfig:
 
     max_logp_difference: float = 0.05  # mean |sampler - trainer| log-probability, nats
     max_invalid: float = 0.9  # share of episodes that end on an unreadable reply
+    max_sync_difference: float = 0.02  # the same on fixed prompts after each weight sync, nats
     patience: int = 5  # generations in a row without a reward that varies, or too many invalid
 
 
@@ -179,6 +189,27 @@ class EvaluationConfig:
 class LoggerConfig:
     report_to: list[str] = field(default_factory=list)
     project: str = "rl-experiments"
+
+
+class SamplerKind(Enum):
+    """What generates replies."""
+
+    auto = "auto"  # vllm for a model of use on a GPU, else transformers
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+@dataclass
+class VllmConfig:
+    """The engine in the training process; null: chosen by what fits the GPU."""
+
+    gpu_memory_utilization: float | None = None  # share of the GPU that the engine may take
+    max_model_len: int | None = None  # null: model.max_length
+    max_num_seqs: int = 256  # turns in its batch at once
+    block_size: int = 16  # tokens
+    enforce_eager: bool = False  # no CUDA graphs: starts sooner, generates slower
+    sleep: bool | None = None  # give its memory to the update
+    extra: dict[str, Any] = field(default_factory=dict)  # other arguments of vllm.LLM
 
 
 @dataclass
@@ -198,7 +229,10 @@ class Config:
     gpu: GpuConfig = field(default_factory=GpuConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    sampler: SamplerKind = SamplerKind.auto
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

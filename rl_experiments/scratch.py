@@ -171,7 +171,7 @@ def _random_model(
 ) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=max(len(tokenizer), scratch.vocab_size or 0),
         hidden_size=scratch.hidden_size,
         intermediate_size=scratch.intermediate_size,
         num_hidden_layers=scratch.num_hidden_layers,

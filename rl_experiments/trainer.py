@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
@@ -19,6 +20,9 @@ from rl_experiments.errors import UserError
 from rl_experiments.rollout import Rollout, Task, Trajectory
 from rl_experiments.rows import Row, rewards_vary, to_rows, turn_advantages
 from rl_experiments.schema import ChecksConfig, RewardConfig
+from rl_experiments.vllm_engine import VllmSampler
+
+_PROBE_ROWS = 4
 
 
 class EpisodeTrainer(GRPOTrainer):
@@ -35,6 +39,7 @@ class EpisodeTrainer(GRPOTrainer):
         reward: RewardConfig,
         checks: ChecksConfig,
         keep_checkpoints: int,
+        micro_batch_rows: int | None,
         on_episodes: Callable[[int, list[Trajectory]], None],
         **kwargs: Any,
     ) -> None:
@@ -44,6 +49,10 @@ class EpisodeTrainer(GRPOTrainer):
         self.reward_config = reward
         self.checks = checks
         self.keep_checkpoints = keep_checkpoints
+        self.micro_batch_rows = micro_batch_rows
+        self._probe: dict[str, Any] | None = None  # rows that every weight sync is tried on
+        if isinstance(self.rollout.sampler, VllmSampler):
+            self.rollout.sampler.after_load = self._prove_sync
         self.on_episodes = on_episodes
         self._streaks: Counter[str] = Counter()
 
@@ -75,6 +84,8 @@ class EpisodeTrainer(GRPOTrainer):
         self._log_episodes(groups)
         batch = self._tensors(rows)
         self._compare_logps(batch)
+        if self._probe is None:
+            self._probe = _first_rows(batch, _PROBE_ROWS)
         self._check(groups)
         return batch
 
@@ -89,6 +100,9 @@ class EpisodeTrainer(GRPOTrainer):
         self._record("time/rollout", rollout.seconds)
         self._record("time/environment", rollout.environment_seconds)
         self._record("time/tokens_per_second", rollout.tokens / rollout.seconds)
+        if isinstance(rollout.sampler, VllmSampler):
+            self._record("time/engine", rollout.sampler.engine_seconds)
+            self._record("time/sync", rollout.sampler.engine.sync_seconds)
         size = self.num_generations
         return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
 
@@ -164,6 +178,73 @@ class EpisodeTrainer(GRPOTrainer):
                 "temperature are not the policy's (try model.dtype=float32)"
             )
 
+    def _prove_sync(self) -> None:
+        """Stop when the engine, just given the weights, does not think what the trainer thinks."""
+        if self._probe is None:
+            return
+        rows = self._probe
+        mask = rows["completion_mask"].bool()
+        temperature = self.args.temperature
+        self.temperature = 1.0
+        with self.accelerator.autocast():
+            trained = self._logps(self.model, rows)
+        self.temperature = temperature
+        sequences = [
+            (prompt[kept.bool()].tolist(), reply[shown].tolist())
+            for prompt, kept, reply, shown in zip(
+                *(rows[name] for name in ("prompt_ids", "prompt_mask", "completion_ids")),
+                mask,
+                strict=True,
+            )
+        ]
+        sampler = self.rollout.sampler
+        assert isinstance(sampler, VllmSampler)
+        found = sampler.engine.logprobs(sequences)
+        flat = torch.tensor([value for row in found for value in row], device=trained.device)
+        mean = (trained[mask] - flat).abs().mean().item()
+        self._record("sampling/sync_logp_difference/mean", mean)
+        if not mean <= self.checks.max_sync_difference:
+            raise UserError(
+                f"The engine is not the policy after a weight sync: on fixed prompts their mean "
+                f"log-probability difference is {mean:.3f}, above checks.max_sync_difference="
+                f"{self.checks.max_sync_difference}"
+            )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """The loss of a mini-batch; one of many rows goes through the model in parts."""
+        rows, size = inputs["prompt_ids"].size(0), self.micro_batch_rows
+        if size is None or rows <= size or not model.training:
+            whole: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
+            return whole
+        order = inputs["completion_mask"].sum(1).argsort()  # of like length together
+        parts = [_narrow(inputs, order[start : start + size]) for start in range(0, rows, size)]
+        total = torch.zeros((), device=order.device)
+        for number, part in enumerate(parts):
+            share = self._share(part, inputs)
+            is_last = number == len(parts) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                loss = super().compute_loss(model, part, False, num_items_in_batch) * share
+                if is_last:
+                    last: torch.Tensor = total + loss  # whose backward pass is the caller's
+                    return last
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        raise AssertionError("a mini-batch has rows")
+
+    def _share(self, part: dict[str, Any], whole: dict[str, Any]) -> float:
+        """What a part's loss counts for in that of the whole: TRL's losses are sums or means."""
+        if self.loss_type in ("dapo", "cispo", "vespo"):
+            return 1.0
+        if self.loss_type == "bnpo":
+            return float(part["tool_mask"].sum() / whole["tool_mask"].sum().clamp(min=1))
+        return float(part["prompt_ids"].size(0) / whole["prompt_ids"].size(0))
+
     def _log_episodes(self, groups: Sequence[Sequence[Trajectory]]) -> None:
         episodes = [episode for group in groups for episode in group]
         rewards = [episode.reward for episode in episodes if episode.reward is not None]
@@ -225,6 +306,27 @@ class EpisodeTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card beside each checkpoint: the run folder says what made it."""
+
+
+def _first_rows(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """A few rows of a batch, on their own."""
+    rows = torch.arange(min(count, batch["prompt_ids"].size(0)))
+    part = _narrow(batch, rows.to(batch["prompt_ids"].device))
+    return {name: value.clone() for name, value in part.items() if torch.is_tensor(value)}
+
+
+def _narrow(batch: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """Some rows of a batch, without the columns that none of them fills."""
+    part = {
+        name: value[rows] if torch.is_tensor(value) and value.dim() > 1 else value
+        for name, value in batch.items()
+    }
+    prompt = int(part["prompt_mask"].sum(1).max())
+    reply = max(1, int(part["completion_mask"].sum(1).max()))
+    for name, value in part.items():
+        if torch.is_tensor(value) and value.dim() > 1:
+            part[name] = value[:, -prompt:] if name.startswith("prompt") else value[:, :reply]
+    return part
 
 
 def _environment_reward(**_: Any) -> list[float]:

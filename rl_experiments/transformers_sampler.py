@@ -36,6 +36,12 @@ class TransformersSampler:
         self._eos = eos_token_id
         self._pad = pad_token_id
 
+    def begin(self) -> None:
+        """The model itself plays."""
+
+    def end(self) -> None:
+        """It holds nothing."""
+
     def submit(self, request: Request) -> None:
         self._pending.append(request)
 
