@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ class Chat:
     def __post_init__(self) -> None:
         head, tail = self._render([{"role": "user", "content": _FIRST}]).split(_FIRST)
         self._head, self._tail = self._encode(head), self._encode(tail)
+        # An observation is part of the prompts of all the turns that still see it.
+        self._encoded = lru_cache(maxsize=8192)(self._encode_plain)
 
     def prompt(self, exchanges: Sequence[Exchange]) -> list[int]:
         """Tokens up to the point where the reply to the last exchange begins."""
@@ -49,8 +52,7 @@ class Chat:
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of plain text; what looks like a special token stays text."""
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded["input_ids"])
+        return list(self._encoded(text))
 
     def reply_ids(self, text: str) -> list[int]:
         """The tokens of a finished reply with this text."""
@@ -81,6 +83,10 @@ class Chat:
             messages, tools=self.tools, add_generation_prompt=True, tokenize=False
         )
         return str(rendered)
+
+    def _encode_plain(self, text: str) -> tuple[int, ...]:
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return tuple(encoded["input_ids"])
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -148,6 +148,25 @@ def test_a_run_that_is_asked_to_end_does_so_with_a_checkpoint(
     assert_same(outcome(undisturbed[0]), outcome(run))
 
 
+def test_a_mini_batch_in_parts_learns_the_same(
+    undisturbed: tuple[Path, str], program: Program, tmp_path: Path
+) -> None:
+    """Bounded history makes a row a turn: many rows, which may not fit the GPU at once."""
+    whole = metrics(undisturbed[0])
+    done = program(*SMALL, "name=parts", "trainer.max_steps=8", "fit.micro_batch_rows=3")
+    assert done.returncode == 0, done.stderr
+    for first, second in zip(whole, metrics(tmp_path / "runs/parts/0"), strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], abs=1e-5)
+        assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3, abs=1e-5)
+    means = ["trainer.loss_type=grpo", "trainer.scale_rewards=none"]
+    for name, rows in (("all", "null"), ("some", "2")):
+        small = [*SMALL, *means, f"name={name}", f"fit.micro_batch_rows={rows}"]
+        assert program(*small).returncode == 0
+    first, second = (metrics(tmp_path / f"runs/{name}/0")[-1] for name in ("all", "some"))
+    assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3)
+    assert whole[-1]["grad_norm"] > 0 and first["grad_norm"] > 0  # there was something to learn
+
+
 def kill_when(
     file: Path, lines: int, arguments: list[str], *, cwd: Path, env: dict[str, str]
 ) -> None:
