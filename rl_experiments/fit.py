@@ -100,13 +100,15 @@ def fit(config: Config, shape: Shape, *, total: float) -> Fit:
     if least_engine > total - weights - _RESERVE or fixed + rows * a_row > total:
         raise UserError(_cannot(config, parts))
     # Beside the update if both fit with room for its rows; else one after the other.
-    together = least_engine + fixed + max(rows, 4) * a_row <= total
+    asked = config.vllm.gpu_memory_utilization
+    taken = least_engine if asked is None else asked * total
+    together = taken + fixed + max(rows, 4) * a_row <= total
     sleep = config.vllm.sleep if config.vllm.sleep is not None else not together
-    if not sleep and least_engine + fixed + rows * a_row > total:
+    if not sleep and taken + fixed + rows * a_row > total:
         raise UserError(_cannot(config, parts, hint="vllm.sleep=true, "))
     left_to_engine = total - (weights + _RESERVE if sleep else fixed + max(rows, 4) * a_row)
     engine = min(left_to_engine, engine_weights + _ENGINE_RESERVE + 1.5 * in_flight * a_sequence)
-    utilization = config.vllm.gpu_memory_utilization or _upwards(engine / total)
+    utilization = _upwards(engine / total) if asked is None else asked
     left = total - fixed - (0.0 if sleep else utilization * total)
     if config.fit.micro_batch_rows is None:
         rows = max(1, min(int(left / a_row), 64))

@@ -66,13 +66,15 @@ class Client:
             jobs = read_json(self.folder / "runs" / run / "manifest.json", default={"jobs": []})
             return next((job["call"] for job in jobs["jobs"] if job["num"] == num), None)
 
-        return wait_for(known)
+        return str(wait_for(known))
 
     def job(self, num: int = 0, *, run: str = TOY) -> Path:
         return self.folder / "runs" / run / str(num)
 
     def results(self, *, run: str = TOY) -> list[dict[str, Any]]:
-        folders = sorted((self.folder / "runs" / run).glob("*/.job"), key=lambda f: int(f.parts[-2]))
+        folders = sorted(
+            (self.folder / "runs" / run).glob("*/.job"), key=lambda f: int(f.parts[-2])
+        )
         return [read_json(folder / "result.json", default={}) for folder in folders]
 
     def states(self, *, run: str = TOY) -> list[str]:
@@ -80,8 +82,12 @@ class Client:
 
     def remote(self, num: int = 0, *, run: str = TOY) -> Path:
         """A job's folder on the outputs volume."""
-        (volume,) = [v for name, v in self.plane.volumes.items() if "-outputs-" in name]
-        return volume.folder / run / str(num)
+
+        def known() -> Path | None:
+            volumes = self.plane.volumes.items()
+            return next((v.folder for name, v in volumes if "-outputs-" in name), None)
+
+        return Path(wait_for(known)) / run / str(num)
 
     def wait_step(self, step: int, num: int = 0, *, run: str = TOY) -> None:
         """Until the job has a checkpoint of that step on the volume."""

@@ -18,6 +18,9 @@ from hydra.test_utils.launcher_common_tests import (
 from hydra_plugins.modal_launcher.launcher import ModalJobsLauncher
 
 from tests.control_plane import ControlPlane, Settings
+from tests.launching import settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning")
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,22 @@ class Place:
 
 @pytest.fixture(params=["local", "processes", "modal"])
 def place(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     if request.param != "modal":
-        count = 1 if request.param == "local" else 2
-        yield Place(["hydra.launcher.gpu=local", f"hydra.launcher.max_parallel={count}"])
+        yield Place(settings(gpu="local", max_parallel=1 if request.param == "local" else 2))
         return
-    monkeypatch.setenv("EXPERIMENTER", "me")
     root = tmp_path_factory.mktemp("elsewhere")
+    volumes = settings(
+        volumes__cache=f"{root}/cache",
+        volumes__outputs=f"{root}/outputs",
+        volumes__experimenter="me",
+        volumes__experiment_name="tests",
+    )
     with ControlPlane(root / "plane", Settings(grace=1.0)) as plane:
-        name = "hydra-jobs-outputs-me-default"
+        name = "hydra-jobs-outputs-me-tests"
         modal.Volume.from_name(name, create_if_missing=True).hydrate()
-        paths = [f"hydra.launcher.volumes.{v}={root}/{v}" for v in ("cache", "outputs")]
-        yield Place(["hydra.launcher.gpu=null", *paths], plane.volumes[name].folder)
+        yield Place(volumes, plane.volumes[name].folder)
         assert plane.errors == []
         assert all(app.stopped for app in plane.apps)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 
 import pytest
@@ -28,7 +27,7 @@ def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
         "flaky": ("done", 2, ""),
         "vanish": ("crash", 2, "status 7"),
     }
-    launched = client.launch(f"do={','.join(kinds)}", *settings(retries=1), code=1)
+    launched = client.launch(f"do={','.join(kinds)}", *settings(retries=1, max_parallel=3), code=1)
     assert "6 of 9 jobs did not finish" in launched.err
     for num, (result, (kind, attempts, said)) in enumerate(
         zip(client.results(), kinds.values(), strict=True)
@@ -47,11 +46,11 @@ def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
 
 
 def test_containers_that_go_away(client: Client, plane: ControlPlane) -> None:
-    """A job goes on from its checkpoint, which is no retry; one that gets nowhere fails in the end."""
+    """A job goes on from its checkpoint, uncounted; one that gets nowhere fails in the end."""
     launched = client.start(
         "do=train,stuck", "x=1,2", "steps=12", "seconds=0.2", *settings(retries=0)
     )
-    preempted, crashed, stuck, cancelled = (client.call(num) for num in range(4))
+    preempted, crashed, stuck = (client.call(num) for num in range(3))
     client.wait_step(3, 0)
     plane.preempt(preempted)
     client.wait_step(3, 1)
@@ -64,7 +63,7 @@ def test_containers_that_go_away(client: Client, plane: ControlPlane) -> None:
     first, second, third, fourth = client.results()
     assert [first["state"], second["state"], fourth["state"]] == ["done", "done", "cancelled"]
     assert (third["failure"]["kind"], third["attempts"]) == ("crash", 2)
-    assert "crashed 1 times in a row" in launched.out
+    assert "lost with nothing new saved (1 in a row)" in launched.out
     for num, ending in ((0, "preempted"), (1, "crashed")):
         attempts = [attempt.ending for attempt in plane.call(client.call(num)).attempts]
         assert attempts == [ending, "success"]
@@ -79,18 +78,77 @@ def test_containers_that_go_away(client: Client, plane: ControlPlane) -> None:
 
 def test_attempts_that_run_out_of_time(client: Client, plane: ControlPlane) -> None:
     """A job is asked to stop in time and goes on in the next attempt; a deaf one times out."""
-    deaf = client.start("do=stuck", "name=deaf", *settings(timeout=5, retries=0))
-    launched = client.start("steps=45", "seconds=0.1", *settings(timeout=5, retries=2))
+    deaf = client.start("do=stuck", "name=deaf", *settings(timeout=8, retries=0))
+    launched = client.start("steps=75", "seconds=0.1", *settings(timeout=8, retries=2))
     launched.to_end()
     deaf.to_end(code=1)
     (result,) = client.results()
     assert 2 <= result["attempts"] <= 3
     begun = [int(n) for n in re.findall(r"from step (\d+)", (client.job() / "log.txt").read_text())]
-    assert begun[0] == 0 < begun[1] < 45
+    assert begun[0] == 0 < begun[1] < 75
     steps = [line["step"] for line in json_lines(client.job() / "metrics.jsonl")]
-    assert steps == list(range(1, 46))
+    assert steps == list(range(1, 76))
+    assert "asked to stop at step" in launched.out
     assert [a.ending for a in plane.call(client.call()).attempts][-2:] == ["failure", "success"]
 
     (result,) = client.results(run="deaf")
-    assert result["failure"]["kind"] == "timeout" and result["seconds"] > 3
+    assert result["failure"]["kind"] == "timeout"
     assert "raise hydra.launcher.timeout or hydra.launcher.retries" in deaf.out
+
+
+REFUSED = {
+    "image": ("hydra.launcher.image", "pip gave up"),
+    "secret": ("hydra.launcher.secrets.modal", "nowhere"),
+    "gpu": ("gpu", "H1000 is not a valid GPU"),
+    "token": ("modal token new", "Token missing"),
+    "service": ("cannot be reached", "down"),
+    "spawn": ("cannot be reached", "down"),
+    "account": ("modal token new", "gpu=local"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_starts(client: Client, plane: ControlPlane, what: str) -> None:
+    """One line that names the setting; nothing is left of it, there or here."""
+    overrides, variables = [], {}
+    if what == "image":
+        plane.break_images(containing="trl==", message="pip gave up")
+        overrides = settings(image__pip=["trl==9"])
+    elif what == "secret":
+        overrides = settings(secrets__modal=["nowhere"])
+    elif what == "gpu":
+        overrides = ["gpu=H1000"]
+    elif what == "token":
+        plane.refuse("AppCreate", Status.UNAUTHENTICATED, "Token missing", times=9)
+    elif what == "service":
+        plane.refuse("AppCreate", Status.UNAVAILABLE, "down", times=9)
+    elif what == "spawn":
+        plane.refuse("FunctionMap", Status.UNAVAILABLE, "down", times=99)
+    else:
+        variables = {"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": "", "HOME": str(client.folder)}
+    refused = client.launch(*overrides, code=1, **variables)
+    for words in REFUSED[what]:
+        assert words in refused.line
+    assert plane.state.deployed("toy-me-toy") is None and plane.containers == 0
+    assert not (client.folder / "runs").exists()
+
+
+def test_a_service_that_does_not_answer(client: Client, plane: ControlPlane) -> None:
+    """Nothing starts without it; jobs that run are not given up: all of them comes later."""
+    begun = time.monotonic()
+    other = client.start("name=other", MODAL_SERVER_URL="http://127.0.0.1:9")
+    launched = client.start("x=1,2", "steps=10", "seconds=0.2")
+    launched.wait("[1] step 3")
+    for rpc, times in (("FunctionGetOutputs", 12), ("AppGetLogs", 12), ("VolumeListFiles", 3)):
+        plane.refuse(rpc, Status.UNAVAILABLE, "down", times=times)
+    launched.to_end()
+    assert client.states() == ["done", "done"]
+    for num in range(2):
+        seen = [line for line in launched.out.splitlines() if f"[{num}] step" in line]
+        assert seen == [f"[{num}] step {step}" for step in range(1, 11)]
+        assert len(json_lines(client.job(num) / "metrics.jsonl")) == 10
+
+    other.to_end(code=1)
+    assert time.monotonic() - begun < 30
+    assert "cannot be reached" in other.line
+    assert not client.job(run="other").exists() and len(plane.apps) == 1

@@ -21,7 +21,7 @@ from modal import exception
 _PAUSE = 0.5  # seconds between two rounds of asking for results
 _SILENCE = 10.0  # seconds without an answer after which that is said
 _WORKERS = 4  # fetches and cancellations at a time
-_TRIES = 5  # at fetching a job's files
+_TRIES = 60  # a second apart, at what must not fail because the service rests
 ALL = -1  # the number of what is said of no job in particular
 
 
@@ -156,6 +156,7 @@ class Calls:
 
     def _follow(self) -> None:
         halves: dict[str, str] = {}
+        traces: dict[str, list[str]] = {}
         newest: datetime | None = None
         while not self._closed.is_set():
             before = newest  # a stream that broke is followed by one that begins anew
@@ -168,11 +169,31 @@ class Calls:
                     if call is None:
                         continue
                     *lines, halves[call] = (halves.get(call, "") + entry.message).split("\n")
+                    if entry.source == "stderr":
+                        lines = _without_attempts(lines, traces.setdefault(call, []))
                     for line in lines:
                         self.events.put((self._numbers[call], _word(line)))
                 return  # the app has ended
             except Exception:
                 time.sleep(1.0)
+
+
+def _without_attempts(lines: list[str], trace: list[str]) -> list[str]:
+    """The lines but for tracebacks of `AnotherAttempt`; `trace` holds the one that is incomplete.
+
+    Only the container's own code writes to its stderr: the job's is part of its log.
+    """
+    kept: list[str] = []
+    for line in lines:
+        if trace or line.startswith("Traceback "):
+            trace.append(line)
+            if line.startswith((" ", "Traceback ")):
+                continue
+            kept += [] if AnotherAttempt.__name__ in line else trace
+            trace.clear()
+        else:
+            kept.append(line)
+    return kept
 
 
 def _word(line: str) -> str | dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import importlib
 import json
 import re
@@ -10,15 +11,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from hydra.version import VersionBase, getbase
+from hydra_plugins.modal_launcher._compose import SweepLoader
+from hydra_plugins.modal_launcher._failure import Refused
 from hydra_plugins.modal_launcher._files import read_json, write_json
 from hydra_plugins.modal_launcher.config import ModalJobsConf
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.basecontainer import BaseContainer
 from packaging.version import Version
 
@@ -37,7 +43,7 @@ class Job:
     config: DictConfig  # the application's and Hydra's, interpolations kept
     settings: ModalJobsConf  # its own, not the sweep's
     folder: Path  # absolute, on this machine
-    task: Callable[[Any], Any]
+    task: Callable[[Any], Any] | None  # None until it is needed: attaching imports nothing
     payload: dict[str, Any]
 
     @property
@@ -54,6 +60,18 @@ class Job:
         found: dict[str, Any] | None = read_json(self.folder / CONTROL / "result.json")
         return found
 
+    def function(self) -> Callable[[Any], Any]:
+        """The task, imported here and now if need be."""
+        if self.task is None:
+            try:
+                self.task = load_task(self.payload["task"])
+            except (ImportError, AttributeError) as error:
+                raise Refused(
+                    f"{self.payload['task']['name']}: {error}; it was imported from "
+                    f"{self.payload['task']['folder']}, resume it where that is"
+                ) from None
+        return self.task
+
     def save(self) -> None:
         write_json(self.folder / CONTROL / "job.json", self.payload)
 
@@ -61,11 +79,12 @@ class Job:
 def labels(jobs: Sequence[Job]) -> dict[int, str]:
     """What a person tells the jobs of a launch apart by: the overrides that not all of them have.
 
-    Of a single job, all of them.
+    Of a single job, or one that is like another, all of them.
     """
     words = {job.num: [w for w in job.overrides if not w.startswith("name=")] for job in jobs}
     common = set.intersection(*map(set, words.values())) if len(jobs) > 1 else set()
-    return {num: " ".join(w for w in own if w not in common) or "-" for num, own in words.items()}
+    told = {num: [w for w in own if w not in common] or own for num, own in words.items()}
+    return {num: " ".join(own) or "-" for num, own in told.items()}
 
 
 def compose(
@@ -77,11 +96,15 @@ def compose(
     num: int,
 ) -> Job:
     """Compose a job and freeze in it what would be another thing elsewhere or later."""
-    config = context.config_loader.load_sweep_config(master, list(overrides))
+    loader = context.config_loader
+    if isinstance(loader, SweepLoader):
+        config = loader.taken(master, overrides)
+    else:
+        config = loader.load_sweep_config(master, list(overrides))
     with open_dict(config):
         config.hydra.job.id = str(num)
         config.hydra.job.num = num
-    HydraConfig.instance().set_config(config)
+    put_in_force(config)
     sweep, subdir = Path(str(config.hydra.sweep.dir)).absolute(), str(config.hydra.sweep.subdir)
     with changeable(config):
         _freeze_times(config)
@@ -89,7 +112,6 @@ def compose(
         config.hydra.runtime.output_dir = str(sweep / subdir)
         for name in config.hydra.job.env_copy:  # their values are not for a file
             config.hydra.job.env_set.pop(name, None)
-    HydraConfig.instance().set_config(config)
     payload = {
         "num": num,
         "overrides": [str(word) for word in config.hydra.overrides.task],
@@ -97,8 +119,7 @@ def compose(
         "subdir": subdir,
         "task": reference(task),
         "name": str(config.hydra.job.name),
-        "config": _text(config),
-        "types": dict(_types(config)),
+        **_written(config),
         "resolvers": _resolvers(config),
         "version_base": str(base) if isinstance(base := getbase(), Version) else None,
     }
@@ -121,6 +142,9 @@ def reopen(folder: Path) -> Job | None:
     # The run's folder may have been moved, or be on another machine now.
     depth = len(Path(payload["subdir"]).parts)
     payload["dir"] = str(folder.absolute().parents[depth - 1])
+    source = payload["task"]["folder"]
+    if source not in sys.path and Path(source).is_dir():
+        sys.path.append(source)
     config = load_config(payload)
     return Job(
         num=payload["num"],
@@ -128,30 +152,41 @@ def reopen(folder: Path) -> Job | None:
         config=config,
         settings=settings_of(config),
         folder=folder.absolute(),
-        task=load_task(payload["task"]),
+        task=None,
         payload=payload,
     )
 
 
 def renewed(job: Job) -> Job:
     """The job after its configuration was changed."""
-    job.payload |= {"config": _text(job.config), "types": dict(_types(job.config))}
+    job.payload |= _written(job.config)
     job.settings = settings_of(job.config)
     return job
 
 
+def put_in_force(config: DictConfig) -> None:
+    """Let `${hydra:...}` be this job's. Hydra's own `set_config` copies the whole for that."""
+    HydraConfig.instance().cfg = cast(Any, config)
+
+
 def settings_of(config: DictConfig) -> ModalJobsConf:
-    node = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-    assert isinstance(node, dict)
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModalJobsConf), node))
+    return copy.deepcopy(_settings(json.dumps(to_plain(config.hydra.launcher, resolve=True))))
+
+
+@lru_cache(maxsize=16)
+def _settings(text: str) -> ModalJobsConf:
+    """Of the few that the jobs of a sweep have among them."""
+    typed = OmegaConf.merge(OmegaConf.structured(ModalJobsConf), json.loads(text))
+    settings = OmegaConf.to_object(typed)
     assert isinstance(settings, ModalJobsConf)
     return settings
 
 
 def application_config(config: DictConfig) -> DictConfig:
     """The composed configuration without Hydra's own part."""
-    plain = config.copy()
-    with changeable(plain):
+    not_copied = {id(config._get_node("hydra")): AnyNode(None)}
+    plain = copy.deepcopy(config, not_copied)
+    with read_write(plain), open_dict(plain):
         del plain["hydra"]
     return plain
 
@@ -167,7 +202,10 @@ def load_config(payload: dict[str, Any]) -> DictConfig:
         VersionBase.instance().setbase(Version(payload["version_base"]))
     for name, pickled in payload["resolvers"].items():
         if not OmegaConf.has_resolver(name):
-            BaseContainer._resolvers[name] = pickle.loads(base64.b64decode(pickled))
+            try:
+                BaseContainer._resolvers[name] = pickle.loads(base64.b64decode(pickled))
+            except (ImportError, AttributeError) as error:  # it matters if it is used
+                BaseContainer._resolvers[name] = _raiser(error)
     plain = OmegaConf.create(payload["config"])
     assert isinstance(plain, DictConfig)
     try:
@@ -181,8 +219,16 @@ def load_config(payload: dict[str, Any]) -> DictConfig:
     return config
 
 
+def _raiser(error: Exception) -> Callable[..., Any]:
+    def resolve(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return resolve
+
+
 def reference(task: Callable[..., Any]) -> dict[str, Any]:
     """A task by name; where it has none that can be imported, by value."""
+    folder = str(Path(sys.path[0]).absolute())
     named: Any = task if hasattr(task, "__qualname__") else type(task)  # an object that is called
     module, name = named.__module__, named.__qualname__
     if module == "__main__":
@@ -195,14 +241,24 @@ def reference(task: Callable[..., Any]) -> dict[str, Any]:
             found = None
         # `@hydra.main` hides the task behind a function of the same name.
         for unwrap in range(8):
-            if found is task:
-                return {"name": f"{module}:{name}", "unwrap": unwrap}
+            if found is task or (named.__module__ == "__main__" and _is_twin(found, task)):
+                return {"name": f"{module}:{name}", "unwrap": unwrap, "folder": folder}
             found = getattr(found, "__wrapped__", None)
     import cloudpickle
 
-    pickled = base64.b64encode(cloudpickle.dumps(task)).decode()
-    python = ".".join(map(str, sys.version_info[:2]))
-    return {"pickle": pickled, "python": python, "name": f"{named.__module__}:{name}"}
+    return {
+        "pickle": base64.b64encode(cloudpickle.dumps(task)).decode(),
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "name": f"{named.__module__}:{name}",
+        "folder": folder,
+        "script": getattr(sys.modules["__main__"], "__file__", None),
+    }
+
+
+def _is_twin(found: Any, task: Any) -> bool:
+    """Whether they are one function, once as the program's and once as its module's."""
+    code = getattr(task, "__code__", None)
+    return code is not None and getattr(found, "__code__", None) == code
 
 
 def load_task(task: dict[str, Any]) -> Callable[[Any], Any]:
@@ -246,12 +302,17 @@ def _freeze_times(config: DictConfig | ListConfig) -> None:
             config[key] = config[key]
 
 
-def _text(config: DictConfig) -> str:
-    shown = config.copy()
-    with changeable(shown):
-        for page in ("help", "hydra_help"):  # for the command line only, and long
-            shown.hydra[page].template = ""
-    return OmegaConf.to_yaml(shown)
+def _written(config: DictConfig) -> dict[str, Any]:
+    """The configuration as the text and the names of its types that make it again."""
+    plain = to_plain(config)
+    for page in ("help", "hydra_help"):  # for the command line only, and long
+        plain["hydra"][page]["template"] = ""
+    text = yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False)
+    return {"config": text, "types": dict(_types(config))}
+
+
+def to_plain(config: DictConfig, *, resolve: bool = False) -> Any:
+    return OmegaConf.to_container(config, resolve=resolve, enum_to_str=True)
 
 
 def _types(config: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
@@ -259,11 +320,11 @@ def _types(config: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(kind, type) and kind is not dict and "<locals>" not in kind.__qualname__:
         yield path, f"{kind.__module__}:{kind.__qualname__}"
     for key in config:
-        node = config._get_node(key)
-        ends = not isinstance(node, DictConfig) or node._is_none() or node._is_missing()
-        if ends or node._is_interpolation() or not str(key).isidentifier():
+        node, name = config._get_node(key), str(key)
+        if not isinstance(node, DictConfig) or not name.isidentifier():
             continue
-        yield from _types(node, f"{path}.{key}" if path else str(key))
+        if not (node._is_none() or node._is_missing() or node._is_interpolation()):
+            yield from _types(node, f"{path}.{name}" if path else name)
 
 
 def _typed(plain: DictConfig, types: dict[str, str]) -> DictConfig:
@@ -290,8 +351,8 @@ def _typed(plain: DictConfig, types: dict[str, str]) -> DictConfig:
 
 def _resolvers(config: DictConfig) -> dict[str, str]:
     """Resolvers that the application's settings use, by value: nothing tells who registers them."""
-    text = OmegaConf.to_yaml(application_config(config))
-    used = set(re.findall(r"\$\{([A-Za-z_][\w.]*):", text))
+    own = {key: value for key, value in to_plain(config).items() if key != "hydra"}
+    used = set(re.findall(r"\$\{([A-Za-z_][\w.]*):", str(own)))
     found = {}
     for name in used:
         if not _BUILT_IN.fullmatch(name) and OmegaConf.has_resolver(name):

@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, se
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.modal_launcher import _local, _plan, _prices, _source
 from hydra_plugins.modal_launcher._failure import Failure, JobFailed, Refused
+from hydra_plugins.modal_launcher._files import write
 from hydra_plugins.modal_launcher._job import (
     CONTROL,
     Job,
@@ -24,6 +25,7 @@ from hydra_plugins.modal_launcher._job import (
     changeable,
     compose,
     labels,
+    put_in_force,
     renewed,
     shape,
 )
@@ -66,6 +68,7 @@ def launch(
     try:
         for index, overrides in enumerate(job_overrides):
             jobs.append(compose(context, task, master, overrides, num=first + index))
+        _note_sweep(master, jobs[0].sweep_folder)
         return run(jobs, context=context)
     except Refused as refused:
         raise Refused(_named(str(refused), jobs)) from None
@@ -76,6 +79,18 @@ def launch(
         HydraConfig.instance().cfg = before
         for folder in {job.sweep_folder for job in jobs} or {Path(str(master.hydra.sweep.dir))}:
             _remove_if_unused(folder)
+
+
+def _note_sweep(master: DictConfig, folder: Path) -> None:
+    """Write what only Hydra's own sweeper writes, and that with the values of `env_copy`."""
+    path, copied = folder / "multirun.yaml", list(master.hydra.job.env_copy)
+    if path.exists() and not copied:
+        return
+    shown = master.copy()
+    with changeable(shown):
+        for name in copied:
+            shown.hydra.job.env_set.pop(name, None)
+    write(path, OmegaConf.to_yaml(shown))
 
 
 def run(jobs: list[Job], *, context: HydraContext | None, again: bool = False) -> list[JobReturn]:
@@ -131,7 +146,7 @@ def _check(jobs: list[Job], secrets: Secrets, *, again: bool) -> None:
                 f"{job.folder} holds a job already; take another hydra.sweep.dir, or go on with: "
                 f"{job.settings.command} resume {name_of(job.sweep_folder)}"
             )
-        HydraConfig.instance().set_config(job.config)
+        put_in_force(job.config)
         config = application_config(job.config)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
@@ -309,7 +324,9 @@ def _report(
     lines = {job.num: failure_line(job, results[job.num]) for job in failed}
     if not alone:
         for job in failed:
-            console.print(f"[{job.num}] {lines[job.num]}", markup=False, highlight=False)
+            console.print(
+                f"[{job.num}] {lines[job.num]}", markup=False, highlight=False, soft_wrap=True
+            )
     returns: list[JobReturn] = []
     for job in jobs:
         returned = _returned(job, results[job.num], *errors.get(job.num, ()))

@@ -32,7 +32,7 @@ def in_process(
     control, launch = job.folder / CONTROL, job.payload["launch"]
     records = list(json_lines(control / "attempts.jsonl"))
     attempt = 1 + max((record["attempt"] for record in records), default=0)
-    head = {"launch": launch, "attempt": attempt, "checkpoints": 0}
+    head = {"launch": launch, "attempt": attempt, "saved": ""}
     begun = time.time()
     append_json(control / "attempts.jsonl", {**head, "begun": begun, "gpu": None})
     config = job.config.copy()
@@ -41,7 +41,7 @@ def in_process(
             OmegaConf.update(config, job.payload["resume_key"], True)
     try:
         with env_override(secrets.values()), redacted_logs(secrets):
-            returned, error = perform(config, job.task, context=context)
+            returned, error = perform(config, job.function(), context=context)
             result = outcome(returned, error, Secrets.here(secrets.names))
     except BaseException as stop:
         ended = {"ended": time.time(), "as": type(stop).__name__}

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import modal
 from hydra_plugins.modal_launcher import _source
 from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._job import Job
+from hydra_plugins.modal_launcher._job import CONTROL, Job
 from hydra_plugins.modal_launcher._names import app_name, volume_names
 from hydra_plugins.modal_launcher._plan import gpu_words
 from hydra_plugins.modal_launcher._record import name_of
 from hydra_plugins.modal_launcher._secrets import Secrets
 from hydra_plugins.modal_launcher.config import ImageConf, ModalJobsConf
 from modal import exception
-from modal.volume import FileEntryType
+
+T = TypeVar("T")
 
 # The service does not answer now, which says nothing about the jobs.
 UNREACHABLE = (
@@ -29,8 +33,11 @@ UNREACHABLE = (
     exception.ResourceExhaustedError,
     exception.ServiceError,
 )
+_PATIENCE = 10.0  # seconds for the first answer
 DAY = 86400  # seconds: the longest attempt
 _MOST_RETRIES = 10
+_NEEDED = ("hydra-core", "omegaconf", "python-dotenv", "cloudpickle")  # in a container
+_STAYS = ("attempt.json", "outcome.json", "stop")  # between the supervisor and its job
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ def retries(settings: ModalJobsConf) -> int:
 def remote_folder(job: Job) -> PurePosixPath:
     """Where a job's files are in the container."""
     run = name_of(job.sweep_folder)
-    return PurePosixPath(job.settings.volumes.outputs) / run / job.payload["subdir"]
+    return PurePosixPath(job.settings.volumes.outputs) / run / str(job.payload["subdir"])
 
 
 def outputs_volume(settings: ModalJobsConf) -> str:
@@ -140,7 +147,8 @@ def start(
         functions[kind] = app.function(name=kind, image=image, **options)(_container.run)
     _refuse_live(name)
     with _explained():
-        app.deploy(name=name)
+        with modal.enable_output() if sys.stdout.isatty() else nullcontext():
+            app.deploy(name=name)  # an image may take minutes to build
         deployed = App(str(app.app_id), name, app.get_dashboard_url())
         try:
             for kind, members in kinds.items():
@@ -174,7 +182,9 @@ def pull(
     for entry in entries:
         name = PurePosixPath(entry.path).relative_to(inside)
         target = folder / name
-        if entry.type != FileEntryType.FILE or (skip and _matches(name, skip)):
+        if entry.type.name != "FILE" or (skip and _matches(name, skip)):
+            continue
+        if name.parts[0] == CONTROL and name.name in _STAYS:
             continue
         here = target.stat() if target.exists() else None
         if here and here.st_size == entry.size and here.st_mtime >= entry.mtime:
@@ -182,7 +192,7 @@ def pull(
         target.parent.mkdir(parents=True, exist_ok=True)
         building = target.with_name(f".{target.name}.{os.getpid()}")
         with building.open("wb") as file:
-            for chunk in handle.read_file(entry.path):
+            for chunk in handle.read_file(entry.path) if entry.size else ():
                 file.write(chunk)
         building.replace(target)
         fetched.append(str(name))
@@ -277,9 +287,9 @@ def _image(jobs: Sequence[Job]) -> Any:
         if not Path(conf.requirements).is_file():
             raise Refused(f"hydra.launcher.image.requirements={conf.requirements}: no such file")
         image = image.uv_pip_install(requirements=[conf.requirements])
-    needed = ["hydra-core", "python-dotenv", "cloudpickle"] if not conf.requirements else []
-    if needed or conf.pip:
-        image = image.uv_pip_install(*needed, *conf.pip)
+    # The versions here, unless the requirements have their own: what is installed stays.
+    needed = [name if conf.requirements else f"{name}=={version(name)}" for name in _NEEDED]
+    image = image.uv_pip_install(*needed, *conf.pip)
     image = image.env(
         {
             "HF_HOME": f"{cache}/huggingface",
@@ -330,18 +340,24 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except exception.AuthError as error:
-        raise Refused(f"Modal does not know this account ({error}); run: modal token new") from None
+        line = f"Modal does not know this account ({error}); run: modal token new"
     except UNREACHABLE as error:
-        raise Refused(f"Modal cannot be reached ({error}); nothing was started") from None
-    except exception.RemoteError as error:
-        if "mage" in str(error):
-            raise Refused(f"hydra.launcher.image: the image could not be built: {error}") from None
-        raise Refused(f"Modal refused: {error}") from None
+        line = f"Modal cannot be reached ({error}); nothing was started"
+    except exception.ImageBuildError as error:
+        line = (
+            f"hydra.launcher.image: the image could not be built: {error} "
+            f"(its log: modal image logs {error.image_id})"
+        )
     except exception.NotFoundError as error:
-        raise Refused(f"{error} (hydra.launcher.secrets.modal names Modal secrets)") from None
+        line = f"{error} (hydra.launcher.secrets.modal names Modal secrets)"
     except exception.InvalidError as error:
         word = "hydra.launcher.gpu: " if "gpu" in str(error).lower() else ""
-        raise Refused(f"{word}{error}") from None
+        line = f"{word}{error}"
+    except exception.Error as error:
+        line = f"Modal refused: {error}"
+    else:
+        return
+    raise Refused(" ".join(line.split()))
 
 
 def check_account() -> None:
@@ -349,6 +365,28 @@ def check_account() -> None:
     config = modal.config.config
     if not (config.get("token_id") and config.get("token_secret")):
         raise Refused("no Modal account is set up; run: modal token new (or use gpu=local)")
+    with _explained():
+        within(_PATIENCE, lambda: modal.Client.from_env().hello())
+
+
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """What the service answers; the client itself tries for a minute to reach it."""
+    answers: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(ask())
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise exception.ConnectionError(f"no answer in {seconds:.0f} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def cancel(call: str) -> None:

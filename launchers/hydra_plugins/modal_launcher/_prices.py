@@ -30,6 +30,8 @@ _LEAST_GIB = 0.125
 _BROAD_REGIONS = ("us", "eu", "ap", "uk", "ca", "me", "sa", "af", "mx", "jp", "au")
 _BROAD, _NARROW = 1.5, 1.75
 
+_PATIENCE = 5.0  # seconds
+
 
 @dataclass(frozen=True)
 class Prices:
@@ -70,8 +72,10 @@ def live() -> Prices:
     """
     try:
         import modal
+        from hydra_plugins.modal_launcher._modal import within
 
-        rates = {k: float(v) for k, v in modal.Workspace.from_context().billing.rates().items()}
+        said = within(_PATIENCE, lambda: modal.Workspace.from_context().billing.rates())
+        rates = {name: float(rate) for name, rate in said.items()}
     except Exception:  # no account, no network, an older server: the table says its date
         return TABLE
     gpu = {name: _find(rates, name, price) for name, price in _GPU.items()}

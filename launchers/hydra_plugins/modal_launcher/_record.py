@@ -79,7 +79,7 @@ class Record:
         return jobs
 
     def folder_of(self, entry: dict[str, Any]) -> Path:
-        return self.folder / entry["subdir"]
+        return self.folder / str(entry["subdir"])
 
     def result(self, entry: dict[str, Any]) -> dict[str, Any] | None:
         """How a job ended, if that is known here and it is about the manifest's last launch."""

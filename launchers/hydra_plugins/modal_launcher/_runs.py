@@ -63,6 +63,8 @@ def resume(words: Sequence[str], *, root: Path) -> None:
         console.print("Every job of this run is done.")
         _launch.show(console, jobs, {job.num: job.result or {} for job in jobs})
         return
+    for job in open_jobs:
+        job.function()
     before = HydraConfig.instance().cfg
     try:
         _launch.run(open_jobs, context=None, again=True)
@@ -115,7 +117,7 @@ def _attach(record: Record, words: list[str]) -> None:
     failed = [num for num in jobs if results[num]["state"] != "done"]
     for num in failed:
         line = _launch.failure_line(jobs[num], results[num])
-        console.print(f"[{num}] {line}", markup=False, highlight=False)
+        console.print(f"[{num}] {line}", markup=False, highlight=False, soft_wrap=True)
     if failed:
         raise JobFailed(f"{len(failed)} of {len(jobs)} jobs did not finish")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 _MOST_LINES = 24  # live lines; more jobs than that are counted only
-_ENDED = ("done", "failed", "stopped", "cancelled")
+ENDED = ("done", "failed", "stopped", "cancelled")
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Screen:
 
     def _lines(self) -> Table:
         lines = Table.grid(padding=(0, 2))
-        going = [row for row in self.rows.values() if row.state not in _ENDED]
+        going = [row for row in self.rows.values() if row.state not in ENDED]
         shown = sorted(going, key=lambda row: (row.state == "queued", row.num))[:_MOST_LINES]
         for row in shown:
             since = duration(time.time() - row.began) if row.began else ""

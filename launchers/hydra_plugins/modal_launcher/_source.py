@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
@@ -30,9 +32,9 @@ _NEVER = (
 def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
     """Local files and folders and where a container has them.
 
-    Packages and modules that were imported here and are neither the standard library's nor
-    installed; those in `image.source`; the folders of the configuration. What lies beside one
-    another here does so there.
+    Packages and modules that were imported here, or that the script and its configuration name,
+    and are neither the standard library's nor installed; those in `image.source`; the folders of
+    the configuration. What lies beside one another here does so there.
     """
     found: dict[Path, PurePosixPath] = {}
     for name in jobs[0].settings.image.source:
@@ -43,8 +45,12 @@ def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
     found[Path(__file__).parent] = REMOTE / "hydra_plugins" / Path(__file__).parent.name
     roots = set()
     own = _distribution(jobs)
-    for module in sorted({*own, *(name.partition(".")[0] for name in sys.modules)}):
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    names = sorted({*own, *loaded, *_mentioned(jobs)})
+    for module in names:  # which grows
         for path in _local_paths(module, own):
+            if path.is_file():
+                names += sorted(_imports(path) - {*names})
             if module == "hydra_plugins":  # a namespace that others share
                 for plugin in filter(Path.is_dir, path.iterdir()):
                     if not _installed(plugin):
@@ -100,14 +106,40 @@ def _distribution(jobs: list[Job]) -> set[str]:
     return {name for name, owners in by_package.items() if mine and mine[0] in owners}
 
 
+def _mentioned(jobs: list[Job]) -> set[str]:
+    """Top-level modules that nothing has imported yet: those of a script's functions, and of
+    `_target_` in the configuration.
+    """
+    script = jobs[0].payload["task"].get("script")
+    found = _imports(Path(script)) if script else set()
+    for job in jobs:
+        found |= set(re.findall(r"_target_: ['\"]?(\w+)\.", job.payload["config"]))
+    return found
+
+
+def _imports(path: Path) -> set[str]:
+    """What a Python file imports anywhere in it."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (OSError, SyntaxError, ValueError):
+        return set()
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level]
+    return {name.partition(".")[0] for name in names}
+
+
 def _local_paths(module: str, own: set[str]) -> Iterable[Path]:
     """The folders or the file of a top-level module, if it is this machine's or in `own`."""
+    if module in ("__main__", "__mp_main__") or module.startswith("_"):
+        return
     if module in own:
         importlib.import_module(module)
-    loaded = sys.modules.get(module)
-    if loaded is None or module in ("__main__", "__mp_main__") or module.startswith("_"):
-        return
-    file, folders = getattr(loaded, "__file__", None), getattr(loaded, "__path__", None)
+    if module in sys.modules:
+        loaded = sys.modules[module]
+        file, folders = getattr(loaded, "__file__", None), getattr(loaded, "__path__", None)
+    else:
+        spec = importlib.util.find_spec(module)
+        file, folders = spec and spec.origin, spec and spec.submodule_search_locations
     if folders is not None:
         candidates = [Path(folder) for folder in folders]
     else:

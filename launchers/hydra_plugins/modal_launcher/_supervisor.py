@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ SOURCE_VARIABLE = "HYDRA_JOB_SOURCE"  # the commit of the source that was sent, 
 
 _LINK = re.compile(r"https?://\S+/runs/\w+")  # of a tracker, such as W&B prints
 
+_MOST_CRASHES = 20  # of a job, whatever it has saved between them
 _POLL = 0.25  # seconds
 _BEAT = 20.0  # seconds between words while nothing is new
 _GRACE = 20.0  # seconds from an interrupt to a kill; a preempted container has 30
@@ -67,6 +68,8 @@ class Supervisor:
         self._cancelled = False
         self._asked_at = 0.0
         self._tail = ""
+        self._kept: set[tuple[str, float]] | None = None
+        self._said: tuple[dict[str, Any], float] = ({}, 0.0)
         self._link = ""
 
     def run(self) -> dict[str, Any]:
@@ -83,10 +86,11 @@ class Supervisor:
         self.spent = sum(seconds_of(records, self.control))
         self.attempt = 1 + max((record["attempt"] for record in records), default=0)
         self.begun = time.time()
-        crashes = _crashes(records)
-        if crashes > self.limits["retries"]:
+        crashes = _crashes(records, saved=self._saved())
+        if crashes > min(self.limits["retries"], _MOST_CRASHES):
+            line = f"its container was lost with nothing new saved ({crashes} in a row)"
             log = _tail_of(self.folder / "log.txt")
-            return self._end(_failed(Failure("crash", f"crashed {crashes} times in a row", log)))
+            return self._end(_failed(Failure("crash", line, log)))
         self._record({"begun": self.begun, "gpu": _gpu_name()})
         self._say("running")
         self._commit()
@@ -107,7 +111,7 @@ class Supervisor:
         if again:
             kind = result["failure"]["kind"] if "failure" in result else "out of time"
             self._record({"ended": time.time(), "as": kind})
-            self._say("again")
+            self._say(f"again ({kind})")
             self._commit()
             return {**result, "again": True}
         return self._end(result)
@@ -180,12 +184,13 @@ class Supervisor:
         """Tell what is new, keep checkpoints, and stop a job that is out of time or money."""
         now = time.time()
         kept = self._checkpoints()
-        if kept != getattr(self, "_kept", kept):
+        changed = kept != getattr(self, "_kept", kept)
+        if getattr(self, "_changed", False) and not changed:  # written to its end
             self._commit()
-        self._kept = kept
+        self._kept, self._changed = kept, changed
         metrics = last_json_line(self.folder / self.payload["metrics"])
         status = {key: (metrics or {}).get(key) for key in self.payload["show"]}
-        last = getattr(self, "_said", ({}, 0.0))
+        last = self._said
         if (status != last[0] and now - last[1] > 1.0) or now - last[1] > _BEAT:
             write(self.control / "alive", json.dumps(now))
             self._say("running", status)
@@ -224,7 +229,7 @@ class Supervisor:
             "seconds": round(self.spent + now - self.begun, 2),
             "usd": self._cost(now),
             "shape": self.payload["shape"],
-            "status": getattr(self, "_said", ({}, 0.0))[0],
+            "status": self._said[0],
             "link": self._link,
             "ended": now,
         }
@@ -242,10 +247,12 @@ class Supervisor:
         return round(hours * float(self.limits["usd_per_hour"]), 6)
 
     def _checkpoints(self) -> set[tuple[str, float]]:
-        if not self.payload["checkpoints"]:
+        pattern = self.payload["checkpoints"]
+        if not pattern:
             return set()
         found = set()
-        for path in self.folder.glob(self.payload["checkpoints"]):
+        # A bare ** is folders only.
+        for path in self.folder.glob(f"{pattern}/*" if pattern.endswith("**") else pattern):
             try:
                 if path.is_file():
                     found.add((str(path), path.stat().st_mtime))
@@ -255,8 +262,12 @@ class Supervisor:
 
     def _record(self, entry: dict[str, Any]) -> None:
         head = {"launch": self.payload["launch"], "attempt": self.attempt}
-        step = len(self._checkpoints())
-        append_json(self.control / "attempts.jsonl", {**head, **entry, "checkpoints": step})
+        append_json(self.control / "attempts.jsonl", {**head, **entry, "saved": self._saved()})
+
+    def _saved(self) -> str:
+        """Another word as soon as there is another checkpoint; times differ between machines."""
+        names = sorted(path for path, _ in self._checkpoints())
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
     def _say(self, state: str, status: dict[str, Any] | None = None) -> None:
         words = {
@@ -281,15 +292,17 @@ def seconds_of(records: list[dict[str, Any]], control: Path) -> list[float]:
     ]
 
 
-def _crashes(records: list[dict[str, Any]]) -> int:
+def _crashes(records: list[dict[str, Any]], *, saved: str) -> int:
     """Attempts in a row, the last one included, that left no word and no new checkpoint."""
     crashes = 0
     ended = {record["attempt"] for record in records if "ended" in record}
     begun = [record for record in records if "begun" in record]
-    for record, following in zip_longest(begun, begun[1:]):
-        moved = following is not None and following["checkpoints"] > record["checkpoints"]
+    after = [*(record["saved"] for record in begun[1:]), saved]
+    for record, then in zip(begun, after, strict=False):
+        moved = then != record["saved"]
         crashes = 0 if record["attempt"] in ended or moved else crashes + 1
-    return crashes
+    lost = len(begun) - len(ended)
+    return lost if lost > _MOST_CRASHES else crashes
 
 
 def _failed(failure: Failure) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hydra_plugins.modal_launcher._files import json_lines, write, write_json
 from hydra_plugins.modal_launcher._job import CONTROL
 from hydra_plugins.modal_launcher._local import Pool
 from hydra_plugins.modal_launcher._record import Record, name_of
-from hydra_plugins.modal_launcher._screen import Row, Screen
+from hydra_plugins.modal_launcher._screen import ENDED, Row, Screen
 from hydra_plugins.modal_launcher._supervisor import seconds_of
 from hydra_plugins.modal_launcher.config import ModalJobsConf
 
@@ -167,29 +167,30 @@ class _Watcher:
 
     def _interrupted(self, sources: Sequence[Any]) -> None:
         """Ctrl-C: say what stops and what goes on, and do as told."""
-        going = len(self.entries) - len(self.results)
+        states = [row.state for num, row in self.screen.rows.items() if num not in self.results]
+        count = sum(state not in ENDED for state in states)
+        going = "1 job" if count == 1 else f"{count} jobs"
         name, command = name_of(self.record.folder), self.settings.command
-        if self._cancelled_at:
-            raise Left(
-                f"Left; {going} jobs had been told to end. See: {command} runs attach {name}"
-            )
+        if self._cancelled_at or not count:
+            told = f"told {going} to end" if count else "all jobs have ended"
+            raise Left(f"Left; {told}. See: {command} runs attach {name}")
         choice = self._choice(going, on_modal=not isinstance(sources[0], Pool))
         if choice == "watch":
             return
         if choice == "leave":
             raise Left(
-                f"Left; {going} jobs go on and cost. Watch: {command} runs attach {name}; "
-                f"end them: {command} runs cancel {name}"
+                f"Left {going} running or queued, at its cost. Watch: {command} runs attach "
+                f"{name}; end: {command} runs cancel {name}"
             )
         self.screen.say(
-            f"Ending {going} jobs; what they have saved is kept, ended jobs keep their results. "
+            f"Ending {going}; what is saved is kept, ended jobs keep their results. "
             f"Go on later with: {command} resume {name}. (Ctrl-C again: leave at once.)"
         )
         self._cancelled_at = time.time()
         for source in sources:
             source.cancel()
 
-    def _choice(self, going: int, *, on_modal: bool) -> str:
+    def _choice(self, going: str, *, on_modal: bool) -> str:
         policy = self.settings.on_interrupt
         if not on_modal:
             return "cancel"  # nothing here outlives this process
@@ -199,7 +200,7 @@ class _Watcher:
             return "cancel"
         self.screen.pause()
         try:
-            self.screen.say(f"{going} jobs are queued or running on Modal.")
+            self.screen.say(f"On Modal, running or queued: {going}.")
             said = input("  e: end them   l: leave them running   anything else: go on watching  ")
         except (KeyboardInterrupt, EOFError):
             said = "e"

@@ -58,9 +58,9 @@ def perform(
         returned.status, returned.return_value = JobStatus.FAILED, error
     if returned.status is JobStatus.COMPLETED:
         return returned, None
-    error = returned._return_value
-    assert isinstance(error, BaseException)
-    return returned, error
+    failure = returned._return_value
+    assert isinstance(failure, BaseException)
+    return returned, failure
 
 
 def outcome(returned: JobReturn, error: BaseException | None, secrets: Secrets) -> dict[str, Any]:
@@ -152,13 +152,15 @@ def main() -> None:
     except Exception as failed:  # before the task: an import, a configuration
         returned, error = JobReturn(), failed
     except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr, flush=True)
+        print(str(stop) or "interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     record = outcome(returned, error, secrets) | {"begun": begun, "ended": time.time()}
-    if is_first:
+    ending = folder / CONTROL / "outcome.json"
+    # The first one's result, or the first failure: what the others do then comes of it.
+    if (is_first or error is not None) and not ending.exists():
         if error is not None:
             write(folder / "error.txt", record["failure"]["traceback"])
-        write_json(folder / CONTROL / "outcome.json", record)
+        write_json(ending, record)
     if error is not None:
         said = "line" if isinstance(error, HydraException) else "traceback"
         print(record["failure"][said], file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from toy import jobs
+from . import jobs
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")

@@ -18,15 +18,18 @@ CANARIES = ("WANDB_API_KEY", "FROM_DOTENV")
 
 
 def train(cfg: DictConfig) -> float:
-    """Take steps from the last checkpoint on; end after one when asked to. Returns -x."""
+    """Take steps from the last checkpoint on; end after one when asked to. Returns x."""
     done = _last_checkpoint() if cfg.resume else 0
     print(f"from step {done}", flush=True)
     for step in range(done + 1, cfg.steps + 1):
-        time.sleep(cfg.seconds)
+        try:
+            time.sleep(cfg.seconds)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted before step {step}") from None
         _save(step)
         if os.path.exists(os.environ["HYDRA_JOB_STOP"]):
             raise RuntimeError(f"asked to stop at step {step}")
-    return -float(cfg.x)
+    return float(cfg.x)
 
 
 def stubborn(cfg: DictConfig) -> float:
@@ -101,10 +104,18 @@ def fail_unpicklably(cfg: DictConfig) -> float:
 
 
 def ranks(cfg: DictConfig) -> str:
-    """Every process writes its rank; the value is told by each of them apart."""
+    """Every process writes its rank and returns it."""
     rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
     (_folder() / f"rank-{rank}").write_text(world)
     return f"rank {rank} of {world}"
+
+
+def fail_second(cfg: DictConfig) -> float:
+    """The first process waits for the others, for ever."""
+    if os.environ["RANK"] == "1":
+        raise ValueError("no such luck on rank 1")
+    time.sleep(600)
+    return 0.0
 
 
 def measure(cfg: DictConfig) -> int:
@@ -146,5 +157,3 @@ def _save(step: int) -> None:
     with (_folder() / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "pid": os.getpid()}) + "\n")
     print(f"step {step}", flush=True)
-
-

@@ -1,0 +1,63 @@
+"""The launcher composes the jobs of a sweep as Hydra does, only faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import setup_globals
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
+from hydra_plugins.modal_launcher._compose import SweepLoader
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from rl_experiments.schema import CONF_DIR, register
+
+JOBS = [
+    ["seed=3"],
+    ["seed=4"],
+    ["gpu=a10g"],
+    ["gpu=h100", "trainer.max_steps=7"],
+    ["gpu=h100", "trainer.max_steps=8", "experiment=game2048_art"],
+    ["model=qwen3_0_6b", "+trainer.extra.top_entropy_quantile=0.5"],
+    ["+note.of=mine", "~logger"],
+    ["hydra.sweep.subdir=${hydra.job.override_dirname}", "env.win_value=16"],
+]
+
+
+@pytest.fixture
+def master(hydra_restore_singletons: None) -> tuple[ConfigLoader, DictConfig]:
+    """Hydra's own loader and what it composed for the sweep."""
+    register()
+    setup_globals()
+    search_path = create_config_search_path(str(CONF_DIR))
+    hydra = Hydra.create_main_hydra2(task_name="test", config_search_path=search_path)
+    overrides = ["hydra.verbose=false"]
+    return hydra.config_loader, hydra.compose_config("config", overrides, RunMode.MULTIRUN)
+
+
+def told(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    nodes = {"": config, **{str(key): config._get_node(key) for key in config}}
+    return OmegaConf.to_yaml(config), {key: OmegaConf.get_type(nodes[key]) for key in nodes}
+
+
+def test_every_job_is_the_same(master: tuple[ConfigLoader, DictConfig]) -> None:
+    own, sweep = master
+    quick = SweepLoader.over(own)
+    assert isinstance(quick, SweepLoader)
+    for overrides in [*JOBS, *reversed(JOBS)]:
+        composed = quick.load_sweep_config(sweep, overrides)
+        assert told(composed) == told(own.load_sweep_config(sweep, overrides))
+        assert quick.taken(sweep, overrides) is composed
+        with open_dict(composed):  # which no other job may see
+            composed.trainer.max_steps, composed.new = -1, 1
+
+
+def test_a_mistake_is_the_same(master: tuple[ConfigLoader, DictConfig]) -> None:
+    own, sweep = master
+    for loader in (own, SweepLoader.over(own)):
+        with pytest.raises(ConfigCompositionException, match="Could not override 'tpyo'"):
+            loader.load_sweep_config(sweep, ["tpyo=1"])

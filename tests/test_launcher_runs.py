@@ -1,0 +1,153 @@
+"""Runs that outlive their client: interrupted, detached, picked up, resumed, trained for real."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from tests.conftest import SMALL, Program
+from tests.control_plane import ControlPlane
+from tests.launching import Client, client, json_lines, plane, settings, wait_for
+from tests.test_training import assert_same, outcome
+
+__all__ = ["client", "plane"]  # fixtures
+
+SLOW = ["steps=15", "seconds=0.2"]
+
+
+def test_an_interrupt_ends_the_jobs(client: Client, plane: ControlPlane) -> None:
+    """Ctrl-C says what stops; what is done and what is saved stay, and resume goes on with it."""
+    launched = client.start("x=1,2", "seconds=0,0.2", "steps=15")
+    for num in (0, 2):
+        launched.wait(f"[{num}] done")
+    for num in (1, 3):
+        launched.wait(f"[{num}] step 3")
+    launched.interrupt()
+    launched.to_end(code=130)
+    assert "Ending 2 jobs; what is saved is kept" in launched.out
+    assert "resume toy" in launched.out
+    assert client.states() == ["done", "cancelled", "done", "cancelled"]
+    assert "Traceback" not in launched.err
+    assert plane.apps[0].stopped
+    wait_for(lambda: plane.containers == 0, 15)
+    for num in (1, 3):
+        assert "interrupted before step" in (client.job(num) / "log.txt").read_text()
+        assert re.search(rf"^ +{num} +cancelled \(Ctrl-C\)", launched.out, re.M)
+
+    resumed = client.runs("resume", "toy")
+    assert client.states() == ["done"] * 4
+    assert not re.search(r"^\[[02]\]", resumed.out, re.M)
+    for num in (1, 3):
+        steps = [line["step"] for line in json_lines(client.job(num) / "metrics.jsonl")]
+        assert steps == list(range(1, 16))
+        assert f"[{num}] from step 0" not in resumed.out
+    assert "The whole run" in resumed.out
+
+
+def test_leaving_the_jobs(client: Client, plane: ControlPlane) -> None:
+    """A second Ctrl-C leaves at once; with on_interrupt=leave the first does, and nothing ends."""
+    deaf = client.start("do=stubborn", "steps=99", "seconds=0.2", "name=deaf")
+    left = client.start(*SLOW, *settings(on_interrupt="leave"))
+    deaf.wait("[0] step 2")
+    deaf.interrupt()
+    deaf.wait("Ending 1 job;")
+    left.wait("[0] step 2")
+    left.interrupt()
+    deaf.interrupt()
+    begun = time.monotonic()
+    for program in (deaf, left):
+        program.to_end(code=130)
+    assert time.monotonic() - begun < 4
+    assert "told 1 job to end" in deaf.line
+    assert "Left 1 job running" in left.line and "runs attach toy" in left.line
+    assert client.states() == ["-"]
+
+    attached = client.runs("runs", "attach", "toy")
+    assert client.states() == ["done"] and "[0] step 15" in attached.out
+    assert len(plane.call(client.call()).attempts) == 1
+
+
+def test_detached(client: Client, plane: ControlPlane, tmp_path: Path) -> None:
+    """The launch ends as soon as the jobs are queued; all that follows is from other processes."""
+    longest = settings(detach=True, timeout=200_000, retries=2)
+    launched = client.launch("x=1,2", *SLOW, *longest)
+    assert "2 jobs queued on Modal" in launched.out and "runs attach toy" in launched.out
+    assert client.states() == ["-", "-"] and plane.state.deployed("toy-me-toy")
+    assert (plane.functions["none"].timeout, plane.functions["none"].retries) == (86400, 4)
+    client.wait_step(2, 1)
+    assert "2 launched" in client.runs("runs").out
+    assert "step 2" in client.runs("runs", "logs", "toy", "1").out
+    client.runs("runs", "pull", "toy", "1", "--checkpoints")
+    assert (client.job(1) / "checkpoints/2").exists()
+
+    elsewhere = tmp_path / "another machine"
+    shutil.copytree(client.folder / "runs/toy", elsewhere / "toy")
+    attached = client.runs("runs", "attach", str(elsewhere / "toy"))
+    assert len(re.findall(r"^ +\d +done", attached.out, re.M)) == 2
+    assert (elsewhere / "toy/1/metrics.jsonl").exists()
+    assert plane.apps[0].stopped
+    for _ in range(2):
+        again = client.runs("runs", "attach", "toy")
+        assert len(re.findall(r"^ +\d +done", again.out, re.M)) == 2
+    assert client.states() == ["done", "done"] and "2 done" in client.runs("runs").out
+
+
+def test_a_client_that_is_killed(client: Client, plane: ControlPlane) -> None:
+    """The jobs go on; whoever attaches gets them to the end."""
+    launched = client.start("do=train,fail", *SLOW)
+    launched.wait("[0] step 2")
+    os.killpg(launched.process.pid, signal.SIGKILL)
+    attached = client.runs("runs", "attach", "toy", code=1)
+    assert client.states() == ["done", "failed"]
+    assert len(re.findall(r"^ +\d +(?:done|failed)", attached.out, re.M)) == 2
+    assert "[1] ValueError: no such luck with x=0" in attached.out
+    assert [len(plane.call(client.call(num)).attempts) for num in range(2)] == [1, 1]
+
+
+def test_resume_runs_what_did_not_finish(client: Client, plane: ControlPlane) -> None:
+    """With the configuration of then, whatever the files say now; the finished are kept."""
+    app = client.folder / "app"
+    shutil.copytree(Path(__file__).parent / "launcher_app", app)
+    client.variables["PYTHONPATH"] = str(app)
+    told = client.folder / "told"
+    told.touch()
+    client.launch("do=fail_while_told", "x=0,1,2,3", f"text={told}", code=1)
+    assert client.states() == ["done", "failed", "done", "failed"]
+    kept = [client.results()[num] for num in (0, 2)]
+    calls = [client.call(num) for num in range(4)]
+
+    told.unlink()
+    config = app / "toy/conf/config.yaml"
+    config.write_text(config.read_text().replace("steps: 3", "steps: 5"))
+    resumed = client.runs("resume", "toy")
+    assert client.states() == ["done"] * 4
+    assert [client.results()[num] for num in (0, 2)] == kept
+    assert [client.call(num) == calls[num] for num in range(4)] == [True, False, True, False]
+    assert [line["step"] for line in json_lines(client.job(3) / "metrics.jsonl")] == [1, 2, 3]
+    assert not (client.job(3) / "error.txt").exists()
+    whole = resumed.out.partition("The whole run")[2]
+    assert re.findall(r"^ +\d +done +(\d)", whole, re.M) == ["0", "1", "2", "3"]
+    assert "Every job of this run is done" in client.runs("resume", "toy").out
+
+
+def test_training(
+    client: Client, plane: ControlPlane, program: Program, program_environment: dict[str, str]
+) -> None:
+    """The project's own, on two GPUs, one taken away in the middle: the same as on this machine."""
+    asked = [*SMALL, "model=tiny", "seed=3", "trainer.max_steps=8"]
+    client.variables |= program_environment | plane.environment
+    training = client.start("gpu=a10g,h100", "name=modal", *asked, program="-m rl_experiments")
+    metrics = client.remote(run="modal") / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and json_lines(metrics)[-1]["step"] >= 2)
+    plane.preempt(client.call(run="modal"))
+    training.to_end()
+    assert [len(plane.call(client.call(num, run="modal")).attempts) for num in (0, 1)] == [2, 1]
+
+    assert program("gpu=local", "name=here", *asked, cwd=client.folder).returncode == 0
+    client.runs("runs", "pull", "modal", "--checkpoints")
+    for num in (0, 1):
+        assert_same(outcome(client.job(num, run="modal")), outcome(client.job(run="here")))
