@@ -87,7 +87,7 @@ def replay(engine: VllmEngine, played: list[Trajectory]) -> int:
     waiting = [
         [
             (
-                {"prompt_token_ids": turn.prompt_ids},
+                {"type": "token", "prompt_token_ids": turn.prompt_ids},
                 vllm.SamplingParams(
                     max_tokens=len(turn.reply_ids),
                     min_tokens=len(turn.reply_ids),

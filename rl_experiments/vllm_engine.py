@@ -142,7 +142,8 @@ class VllmSampler:
         name = str(self._count)
         self._count += 1
         self._keys[name] = request.key
-        prompt = {"prompt_token_ids": request.prompt_ids}
+        # In the engine's own form, which spares it a second look at the prompt.
+        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}
         self.engine._engine.add_request(name, prompt, self._parameters)
 
     def collect(self) -> list[Completion]:

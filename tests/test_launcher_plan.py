@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -263,8 +265,9 @@ def test_gpus_have_the_resources_of_the_originals(context: HydraContext, tmp_pat
 
 
 def test_the_image_has_the_versions_that_are_installed_here() -> None:
-    from importlib.metadata import version
-
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    launcher = yaml.safe_load((CONF_DIR / "hydra/launcher/rl.yaml").read_text())
+    assert launcher["image"]["pip"] == project["optional-dependencies"]["vllm"]
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         name, _, pinned = line.partition("==")
         assert version(name).partition("+")[0] == pinned, name
