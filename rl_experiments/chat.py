@@ -38,6 +38,8 @@ class Chat:
         self._head, self._tail = self._encode(head), self._encode(tail)
         # An observation is part of the prompts of all the turns that still see it.
         self._encoded = lru_cache(maxsize=8192)(self._encode_plain)
+        # Where replies are moves there are few of them.
+        self._decoded = lru_cache(maxsize=8192)(self._decode_plain)
 
     def prompt(self, exchanges: Sequence[Exchange]) -> list[int]:
         """Tokens up to the point where the reply to the last exchange begins."""
@@ -59,7 +61,7 @@ class Chat:
         return [*self.encode_text(text), self.tokenizer.eos_token_id]
 
     def reply_text(self, reply_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(reply_ids, skip_special_tokens=True))
+        return self._decoded(tuple(reply_ids))
 
     def _after_reply(self, role: str, *, ended: bool) -> list[int]:
         """Tokens between a reply and the next observation; a cut reply is closed first."""
@@ -87,6 +89,9 @@ class Chat:
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return tuple(encoded["input_ids"])
+
+    def _decode_plain(self, ids: tuple[int, ...]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
