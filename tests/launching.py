@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.control_plane import ControlPlane, Settings
 
 SECONDS = 60  # until something that must happen has happened
 TOY = "toy"
+DEVNULL = subprocess.DEVNULL
 
 
 class Client:
@@ -35,18 +36,25 @@ class Client:
             "COLUMNS": "160",
         }
 
-    def launch(self, *overrides: str, code: int = 0, **variables: str) -> Program:
+    def launch(self, *overrides: str, code: int = 0, **options: Any) -> Program:
         """Launch the toy, or the `program`, and wait for its end, with this exit status."""
-        return self.start(*overrides, **variables).to_end(code=code)
+        return self.start(*overrides, **options).to_end(code=code)
 
     def runs(self, *words: str, code: int = 0) -> Program:
         """`runs attach toy` and the like, to the end."""
         return self.start_runs(*words).to_end(code=code)
 
     def start_runs(self, *words: str) -> Program:
-        return self._start(["-m", "hydra_plugins.modal_launcher", *words, "--root=runs"])
+        words = ("-m", "hydra_plugins.modal_launcher", *words, "--root=runs")
+        return Program([*words], self.folder, self.variables)
 
-    def start(self, *overrides: str, program: str = "-m toy", **variables: str) -> Program:
+    def start(
+        self,
+        *overrides: str,
+        program: str = "-m toy",
+        variables: Mapping[str, str] | None = None,
+        stdin: int = DEVNULL,
+    ) -> Program:
         """Launch it and go on at once."""
         volumes = settings(
             volumes__cache=f"{self.mounts}/cache",
@@ -54,10 +62,8 @@ class Client:
             volumes__experimenter="me",
             volumes__experiment_name="tests",
         )
-        return self._start([*program.split(), *overrides, *volumes], **variables)
-
-    def _start(self, words: list[str], **variables: str) -> Program:
-        return Program(words, self.folder, {**self.variables, **variables})
+        words = [*program.split(), *overrides, *volumes]
+        return Program(words, self.folder, {**self.variables, **(variables or {})}, stdin)
 
     def call(self, num: int = 0, *, run: str = TOY) -> str:
         """The id of a job's call, as soon as the manifest has it."""
@@ -97,7 +103,9 @@ class Client:
 class Program:
     """A command that runs; what it has printed is in `out` and `err`."""
 
-    def __init__(self, words: list[str], folder: Path, variables: dict[str, str]) -> None:
+    def __init__(
+        self, words: list[str], folder: Path, variables: dict[str, str], stdin: int = DEVNULL
+    ) -> None:
         count = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{count}.out", folder / f"{count}.err"
         with self._out.open("w") as out, self._err.open("w") as err:
@@ -105,7 +113,7 @@ class Program:
                 [sys.executable, *words],
                 cwd=folder,
                 env=variables,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
@@ -119,12 +127,14 @@ class Program:
     def err(self) -> str:
         return self._err.read_text()
 
-    def wait(self, words: str) -> None:
-        """Until it has printed the words."""
+    def wait(self, words: str, times: int = 1) -> None:
+        """Until it has printed the words, so many times."""
 
         def said() -> bool:
-            assert self.process.poll() is None or words in self.out, self.out + self.err
-            return words in self.out
+            is_over = self.process.poll() is not None
+            found = self.out.count(words) >= times
+            assert found or not is_over, self.out + self.err
+            return found
 
         wait_for(said)
 

@@ -23,12 +23,13 @@ def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
         "lack_package": ("import_error", 1, "hydra.launcher.image.pip"),
         "leave": ("user_code", 1, "sys.exit(3)"),
         "leave_well": ("done", 1, ""),
+        "draw_a_bar": ("done", 1, ""),
         "fail_unpicklably": ("user_code", 1, "Unpicklable: cannot be sent"),
         "flaky": ("done", 2, ""),
         "vanish": ("crash", 2, "status 7"),
     }
     launched = client.launch(f"do={','.join(kinds)}", *settings(retries=1, max_parallel=3), code=1)
-    assert "6 of 9 jobs did not finish" in launched.err
+    assert "6 of 10 jobs did not finish" in launched.err
     for num, (result, (kind, attempts, said)) in enumerate(
         zip(client.results(), kinds.values(), strict=True)
     ):
@@ -41,8 +42,9 @@ def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
             assert said in line and f"(traceback: {error})" in line
     trace = (client.job(1) / "error.txt").read_text()
     assert trace.startswith("Traceback") and "in fail\n" in trace
-    assert "about to vanish" in (client.job(8) / "error.txt").read_text()
-    assert len(re.findall(r"^ +\d +(?:failed|done) ", launched.out, re.M)) == 9
+    assert (client.job(6) / "log.txt").read_text() == "0 %\n100 %\n"
+    assert "about to vanish" in (client.job(9) / "error.txt").read_text()
+    assert len(re.findall(r"^ +\d +(?:failed|done) ", launched.out, re.M)) == 10
 
 
 def test_containers_that_go_away(client: Client, plane: ControlPlane) -> None:
@@ -78,16 +80,16 @@ def test_containers_that_go_away(client: Client, plane: ControlPlane) -> None:
 
 def test_attempts_that_run_out_of_time(client: Client, plane: ControlPlane) -> None:
     """A job is asked to stop in time and goes on in the next attempt; a deaf one times out."""
-    deaf = client.start("do=stuck", "name=deaf", *settings(timeout=8, retries=0))
-    launched = client.start("steps=75", "seconds=0.1", *settings(timeout=8, retries=2))
+    deaf = client.start("do=stuck", "name=deaf", *settings(timeout=5, retries=0))
+    launched = client.start("steps=40", "seconds=0.1", *settings(timeout=5, retries=2))
     launched.to_end()
     deaf.to_end(code=1)
     (result,) = client.results()
     assert 2 <= result["attempts"] <= 3
     begun = [int(n) for n in re.findall(r"from step (\d+)", (client.job() / "log.txt").read_text())]
-    assert begun[0] == 0 < begun[1] < 75
+    assert begun[0] == 0 < begun[1] < 40
     steps = [line["step"] for line in json_lines(client.job() / "metrics.jsonl")]
-    assert steps == list(range(1, 76))
+    assert steps == list(range(1, 41))
     assert "asked to stop at step" in launched.out
     assert [a.ending for a in plane.call(client.call()).attempts][-2:] == ["failure", "success"]
 
@@ -99,7 +101,7 @@ def test_attempts_that_run_out_of_time(client: Client, plane: ControlPlane) -> N
 REFUSED = {
     "image": ("hydra.launcher.image", "pip gave up"),
     "secret": ("hydra.launcher.secrets.modal", "nowhere"),
-    "gpu": ("gpu", "H1000 is not a valid GPU"),
+    "gpu": ("gpu: H1000 is not a valid GPU",),
     "token": ("modal token new", "Token missing"),
     "service": ("cannot be reached", "down"),
     "spawn": ("cannot be reached", "down"),
@@ -110,7 +112,8 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused_starts(client: Client, plane: ControlPlane, what: str) -> None:
     """One line that names the setting; nothing is left of it, there or here."""
-    overrides, variables = [], {}
+    overrides: list[str] = []
+    variables: dict[str, str] = {}
     if what == "image":
         plane.break_images(containing="trl==", message="pip gave up")
         overrides = settings(image__pip=["trl==9"])
@@ -126,7 +129,7 @@ def test_refused_starts(client: Client, plane: ControlPlane, what: str) -> None:
         plane.refuse("FunctionMap", Status.UNAVAILABLE, "down", times=99)
     else:
         variables = {"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": "", "HOME": str(client.folder)}
-    refused = client.launch(*overrides, code=1, **variables)
+    refused = client.launch(*overrides, code=1, variables=variables)
     for words in REFUSED[what]:
         assert words in refused.line
     assert plane.state.deployed("toy-me-toy") is None and plane.containers == 0
@@ -136,7 +139,7 @@ def test_refused_starts(client: Client, plane: ControlPlane, what: str) -> None:
 def test_a_service_that_does_not_answer(client: Client, plane: ControlPlane) -> None:
     """Nothing starts without it; jobs that run are not given up: all of them comes later."""
     begun = time.monotonic()
-    other = client.start("name=other", MODAL_SERVER_URL="http://127.0.0.1:9")
+    other = client.start("name=other", variables={"MODAL_SERVER_URL": "http://127.0.0.1:9"})
     launched = client.start("x=1,2", "steps=10", "seconds=0.2")
     launched.wait("[1] step 3")
     for rpc, times in (("FunctionGetOutputs", 12), ("AppGetLogs", 12), ("VolumeListFiles", 3)):

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.conftest import SMALL, Program
+from tests.conftest import SMALL
 from tests.control_plane import ControlPlane
 from tests.launching import Client, client, json_lines, plane, settings, wait_for
 from tests.test_training import assert_same, outcome
@@ -71,6 +71,26 @@ def test_leaving_the_jobs(client: Client, plane: ControlPlane) -> None:
     assert len(plane.call(client.call()).attempts) == 1
 
 
+def test_a_terminal_is_asked(client: Client) -> None:
+    """Ctrl-C asks what to do: go on, or leave the jobs to themselves, or end them."""
+    keyboard, terminal = os.openpty()
+    launched = client.start("steps=99", "seconds=0.1", stdin=terminal)
+    for times, (step, answer) in enumerate(((2, "g"), (10, "l")), start=1):
+        launched.wait(f"[0] step {step}\n")
+        launched.interrupt()
+        launched.wait("l: leave them", times)
+        os.write(keyboard, f"{answer}\n".encode())
+    launched.to_end(code=130)
+    assert "Left 1 job" in launched.line
+    assert client.states() == ["-"]
+
+    attached = client.start_runs("runs", "attach", "toy")
+    attached.wait("[0] step 20")
+    attached.interrupt()
+    attached.to_end(code=130)
+    assert client.states() == ["cancelled"]
+
+
 def test_detached(client: Client, plane: ControlPlane, tmp_path: Path) -> None:
     """The launch ends as soon as the jobs are queued; all that follows is from other processes."""
     longest = settings(detach=True, timeout=200_000, retries=2)
@@ -90,9 +110,8 @@ def test_detached(client: Client, plane: ControlPlane, tmp_path: Path) -> None:
     assert len(re.findall(r"^ +\d +done", attached.out, re.M)) == 2
     assert (elsewhere / "toy/1/metrics.jsonl").exists()
     assert plane.apps[0].stopped
-    for _ in range(2):
-        again = client.runs("runs", "attach", "toy")
-        assert len(re.findall(r"^ +\d +done", again.out, re.M)) == 2
+    again = client.runs("runs", "attach", "toy")
+    assert len(re.findall(r"^ +\d +done", again.out, re.M)) == 2
     assert client.states() == ["done", "done"] and "2 done" in client.runs("runs").out
 
 
@@ -134,20 +153,20 @@ def test_resume_runs_what_did_not_finish(client: Client, plane: ControlPlane) ->
     assert "Every job of this run is done" in client.runs("resume", "toy").out
 
 
-def test_training(
-    client: Client, plane: ControlPlane, program: Program, program_environment: dict[str, str]
-) -> None:
+def test_training(client: Client, plane: ControlPlane, program_environment: dict[str, str]) -> None:
     """The project's own, on two GPUs, one taken away in the middle: the same as on this machine."""
-    asked = [*SMALL, "model=tiny", "seed=3", "trainer.max_steps=8"]
+    asked = [*SMALL, "model=tiny", "seed=3", "trainer.max_steps=6"]
     client.variables |= program_environment | plane.environment
-    training = client.start("gpu=a10g,h100", "name=modal", *asked, program="-m rl_experiments")
-    metrics = client.remote(run="modal") / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and json_lines(metrics)[-1]["step"] >= 2)
+    ours = "-m rl_experiments"
+    training = client.start("gpu=a10g,h100", "name=modal", *asked, program=ours)
+    checkpoints = client.remote(run="modal") / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob("*/manifest.json")))
     plane.preempt(client.call(run="modal"))
+    client.launch("gpu=local", "name=here", *asked, program=ours)
     training.to_end()
     assert [len(plane.call(client.call(num, run="modal")).attempts) for num in (0, 1)] == [2, 1]
+    assert "[0] Going on from step" in training.out
 
-    assert program("gpu=local", "name=here", *asked, cwd=client.folder).returncode == 0
     client.runs("runs", "pull", "modal", "--checkpoints")
     for num in (0, 1):
         assert_same(outcome(client.job(num, run="modal")), outcome(client.job(run="here")))

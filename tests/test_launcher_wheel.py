@@ -32,6 +32,7 @@ APPLICATION = {
             import later  # which the launch itself has not
             words = resources.files("beside").joinpath("data/words.txt").read_text().split()
             scale = hydra.utils.instantiate(config.scale)
+            assert not Path("broken").exists()
             print("the word is", words[config.number])
             seen = {
                 "plugin": hydra_plugins.modal_launcher.__file__,
@@ -84,24 +85,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "here"
 
 
-def run(folder: Path, *words: Any, **variables: str) -> str:
+def run(folder: Path, *words: Any, code: int = 0, variables: dict[str, str] | None = None) -> str:
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        words, cwd=folder, env=environment | variables, capture_output=True, text=True
+        words, cwd=folder, env=environment | (variables or {}), capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 
-def launch(python: Path, folder: Path, *overrides: str, **variables: str) -> list[dict[str, Any]]:
+def launch(
+    python: Path,
+    folder: Path,
+    *overrides: str,
+    code: int = 0,
+    variables: dict[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """What the jobs have left here, in order."""
-    script = folder.parent / "app" / "train.py"
-    run(folder, python, script, "-m", "hydra.sweep.dir=multirun/first", *overrides, **variables)
+    words = [folder.parent / "app" / "train.py", "-m", "hydra.sweep.dir=multirun/first"]
+    run(folder, python, *words, *overrides, code=code, variables=variables)
+    return results(folder)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
     jobs = sorted((folder / "multirun" / "first").glob("[0-9]"))
     return [
         {
-            **json.loads((job / "seen.json").read_text()),
             **json.loads((job / ".job" / "result.json").read_text()),
+            **(json.loads((job / "seen.json").read_text()) if (job / "seen.json").exists() else {}),
         }
         for job in jobs
     ]
@@ -130,7 +141,7 @@ def test_on_modal(
 ) -> None:
     mounts = folder.parent / "mounts"
     volumes = settings(volumes__cache=f"{mounts}/cache", volumes__outputs=f"{mounts}/outputs")
-    jobs = launch(python, folder, f"number={numbers}", *volumes, **plane.environment)
+    jobs = launch(python, folder, f"number={numbers}", *volumes, variables=plane.environment)
     assert [job["value"] for job in jobs] == values
     for job in jobs:
         files = [Path(job["plugin"]), Path(job["package"])]
@@ -139,3 +150,16 @@ def test_on_modal(
     assert "the word is" in (folder / "multirun" / "first" / "0" / "log.txt").read_text()
     listed = run(folder, python, "-m", "hydra_plugins.modal_launcher", "runs")
     assert "first" in listed and f"{len(values)} done" in listed
+
+
+def test_a_script_is_resumed_and_attached_to(python: Path, folder: Path) -> None:
+    """From a process that has not been started as the script; to attach nothing is imported."""
+    (folder / "broken").touch()
+    jobs = launch(python, folder, *settings(gpu="local"), code=1)
+    assert [job["state"] for job in jobs] == ["failed"]
+    (folder / "broken").unlink()
+    run(folder, python, "-m", "hydra_plugins.modal_launcher", "resume", "first")
+    assert [job["value"] for job in results(folder)] == [50.0]
+    (folder.parent / "app").rename(folder.parent / "moved")
+    seen = run(folder, python, "-m", "hydra_plugins.modal_launcher", "runs", "attach", "first")
+    assert "done" in seen

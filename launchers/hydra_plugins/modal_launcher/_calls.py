@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import modal
@@ -20,7 +21,8 @@ from modal import exception
 
 _PAUSE = 0.5  # seconds between two rounds of asking for results
 _SILENCE = 10.0  # seconds without an answer after which that is said
-_WORKERS = 4  # fetches and cancellations at a time
+_WORKERS = 8  # fetches and cancellations at a time
+_LAST_WORDS = 25.0  # seconds that a cancelled job has for them
 _TRIES = 60  # a second apart, at what must not fail because the service rests
 ALL = -1  # the number of what is said of no job in particular
 
@@ -58,7 +60,7 @@ class Calls:
         """End what has not ended; each job is interrupted first, so that it can say its last."""
         for num, call in list(self.pending.items()):
             self._cancelled.add(num)
-            self._tasks.put(lambda num=num, call=call: self._cancel(num, call))  # type: ignore[misc]
+            self._tasks.put(partial(self._cancel, num, call))
 
     def drain(self, seconds: float) -> None:
         """Give the last lines of the log a moment to come, once the app has been stopped."""
@@ -91,7 +93,7 @@ class Calls:
                 silent_since = None
                 if result is not None:
                     del self.pending[num]
-                    self._tasks.put(lambda num=num, result=result: self._bring(num, result))  # type: ignore[misc]
+                    self._tasks.put(partial(self._bring, num, result))
                 if self._closed.is_set():
                     return
             self._closed.wait(_PAUSE)
@@ -99,16 +101,18 @@ class Calls:
     def _bring(self, num: int, result: dict[str, Any]) -> None:
         kept = None
         tries = 0
+        begun = time.monotonic()
         while not self._closed.is_set():
             try:
                 kept, is_talking = self._fetch(num)
+                is_talking = is_talking and result["state"] == "cancelled"
             except Exception as error:
                 tries += 1
                 if tries == _TRIES or not isinstance(error, UNREACHABLE):
                     self.events.put((num, f"its files could not be fetched: {error}"))
                     break
             else:
-                if not is_talking or result["state"] != "cancelled":
+                if not is_talking or time.monotonic() - begun > _LAST_WORDS:
                     break
             self._closed.wait(1.0)
         # The volume's word has the costs of every attempt; Modal's has what ended the last one.

@@ -113,13 +113,14 @@ def run(jobs: list[Job], *, context: HydraContext | None, again: bool = False) -
     for each, usd in zip(estimates, shares, strict=True):
         _complete(each, secrets, launch=identity, usd=usd, again=again)
     record = _begin(jobs)
+    new = [job for job in jobs if not (job.folder / CONTROL).exists()]
     for job in jobs:
         job.save()
     try:
         if remote:
             _start(remote, secrets, record)
     except BaseException:
-        _withdraw(jobs, record)
+        _withdraw(new, record)
         raise
     if settings.detach and remote:
         return _detached(jobs, record, secrets, context)
@@ -244,13 +245,12 @@ def _start(jobs: list[Job], secrets: Secrets, record: Record) -> None:
     _modal.start(jobs, secrets, batch=jobs[0].num, note=note)
 
 
-def _withdraw(jobs: list[Job], record: Record) -> None:
+def _withdraw(new: list[Job], record: Record) -> None:
     """A launch of which nothing was queued leaves nothing behind."""
     if any(entry["call"] for entry in record.jobs):
         return
-    for job in jobs:
-        if [path.name for path in (job.folder / CONTROL).iterdir()] == ["job.json"]:
-            shutil.rmtree(job.folder)
+    for job in new:
+        shutil.rmtree(job.folder)
     if not any((record.folder_of(entry) / CONTROL).exists() for entry in record.jobs):
         record.path.unlink()
 

@@ -13,7 +13,7 @@ from hydra_plugins.modal_launcher import _launch
 from hydra_plugins.modal_launcher._failure import JobFailed, Refused
 from hydra_plugins.modal_launcher._job import Job
 from hydra_plugins.modal_launcher._record import MANIFEST, Record, name_of, recorded
-from hydra_plugins.modal_launcher._watch import fetch, watch
+from hydra_plugins.modal_launcher._watch import INTERRUPTED, fetch, watch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -118,6 +118,8 @@ def _attach(record: Record, words: list[str]) -> None:
     for num in failed:
         line = _launch.failure_line(jobs[num], results[num])
         console.print(f"[{num}] {line}", markup=False, highlight=False, soft_wrap=True)
+    if any(results[num].get("reason") == INTERRUPTED for num in going):
+        sys.exit(130)
     if failed:
         raise JobFailed(f"{len(failed)} of {len(jobs)} jobs did not finish")
 

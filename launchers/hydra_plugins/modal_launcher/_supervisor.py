@@ -26,6 +26,7 @@ from hydra_plugins.modal_launcher._files import (
     write_json,
 )
 from hydra_plugins.modal_launcher._job import CONTROL
+from hydra_plugins.modal_launcher._output import lines
 from hydra_plugins.modal_launcher._secrets import Secrets
 
 # A line of a job's output that begins so is the supervisor's word to whoever watches.
@@ -37,6 +38,7 @@ _LINK = re.compile(r"https?://\S+/runs/\w+")  # of a tracker, such as W&B prints
 
 _MOST_CRASHES = 20  # of a job, whatever it has saved between them
 _POLL = 0.25  # seconds
+_LOOK = 1.0  # seconds between looks at its files, which lie on a volume
 _BEAT = 20.0  # seconds between words while nothing is new
 _GRACE = 20.0  # seconds from an interrupt to a kill; a preempted container has 30
 _PATIENCE = 900.0  # seconds that a job has for the checkpoint after which it is to stop
@@ -68,7 +70,9 @@ class Supervisor:
         self._cancelled = False
         self._asked_at = 0.0
         self._tail = ""
-        self._kept: set[tuple[str, float]] | None = None
+        self._looked_at = 0.0
+        self._kept: set[tuple[str, float]] = set()
+        self._changed = False
         self._said: tuple[dict[str, Any], float] = ({}, 0.0)
         self._link = ""
 
@@ -121,6 +125,7 @@ class Supervisor:
         self._cancelled = True
 
     def _attempt(self) -> dict[str, Any]:
+        self._kept = self._checkpoints()
         for path in (self.control / "outcome.json", self.control / "stop", self.error):
             path.unlink(missing_ok=True)
         resumes = self.attempt > 1 or self.payload["resume"]
@@ -144,7 +149,6 @@ class Supervisor:
             time.sleep(_POLL)
         _signal_group(self._process, signal.SIGKILL)  # what it has left behind
         reader.join(timeout=5)
-        self._watch()
         status = self._process.returncode
         asked = read_json(self.control / "stop")
         outcome: dict[str, Any] | None = read_json(self.control / "outcome.json")
@@ -171,30 +175,21 @@ class Supervisor:
     def _read_output(self) -> None:
         assert self._process is not None and self._process.stdout is not None
         with (self.folder / "log.txt").open("a") as log:
-            for raw in self._process.stdout:
-                line = self.secrets.redact(raw.decode(errors="replace"))
-                self._tail = (self._tail + line)[-8000:]
+            for raw in lines(self._process.stdout):
+                line = self.secrets.redact(raw)
+                self._tail = f"{self._tail}{line}\n"[-8000:]
                 if found := _LINK.search(line):
                     self._link = found[0]
-                log.write(line)
+                log.write(f"{line}\n")
                 log.flush()
-                self._emit(line.rstrip("\n"))
+                self._emit(line)
 
     def _watch(self) -> None:
-        """Tell what is new, keep checkpoints, and stop a job that is out of time or money."""
+        """Stop a job that is out of time or money; look at what it writes now and then."""
         now = time.time()
-        kept = self._checkpoints()
-        changed = kept != getattr(self, "_kept", kept)
-        if getattr(self, "_changed", False) and not changed:  # written to its end
-            self._commit()
-        self._kept, self._changed = kept, changed
-        metrics = last_json_line(self.folder / self.payload["metrics"])
-        status = {key: (metrics or {}).get(key) for key in self.payload["show"]}
-        last = self._said
-        if (status != last[0] and now - last[1] > 1.0) or now - last[1] > _BEAT:
-            write(self.control / "alive", json.dumps(now))
-            self._say("running", status)
-            self._said = (status, now)
+        if now - self._looked_at > _LOOK:
+            self._looked_at = now
+            self._look(now)
         seconds = now - self.begun
         if self._cancelled:
             self._interrupt()
@@ -205,6 +200,20 @@ class Supervisor:
             self._ask("time")
         elif self.limits["usd"] is not None and self._cost(now) >= self.limits["usd"]:
             self._ask("budget")
+
+    def _look(self, now: float) -> None:
+        """Keep new checkpoints, and tell of new metrics."""
+        kept = self._checkpoints()
+        if self._changed and kept == self._kept:  # written to its end
+            self._commit()
+        self._kept, self._changed = kept, kept != self._kept
+        metrics = last_json_line(self.folder / self.payload["metrics"])
+        status = {key: (metrics or {}).get(key) for key in self.payload["show"]}
+        before, at = self._said
+        if status != before or now - at > _BEAT:
+            write(self.control / "alive", json.dumps(now))
+            self._say("running", status)
+            self._said = (status, now)
 
     def _ask(self, reason: str) -> None:
         self._asked_at = time.time()
@@ -312,7 +321,8 @@ def _failed(failure: Failure) -> dict[str, Any]:
 
 def _margin(limits: dict[str, Any]) -> float:
     """Seconds before the end of an attempt from which its job is asked to stop."""
-    return float(min(900.0, 0.1 * limits["seconds"]))
+    seconds = float(limits["seconds"])
+    return min(900.0, max(0.1 * seconds, min(2.0, 0.5 * seconds)))
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

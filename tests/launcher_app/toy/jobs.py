@@ -14,7 +14,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-CANARIES = ("WANDB_API_KEY", "FROM_DOTENV")
+CANARIES = ("WANDB_API_KEY", "FROM_DOTENV", "HF_TOKEN")
 
 
 def train(cfg: DictConfig) -> float:
@@ -80,6 +80,13 @@ def lack_package(cfg: DictConfig) -> float:
     return 0.0
 
 
+def draw_a_bar(cfg: DictConfig) -> float:
+    for percent in range(101):
+        print(f"\r{percent} %", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return 0.0
+
+
 def leave(cfg: DictConfig) -> float:
     sys.exit(3)
 
@@ -118,13 +125,9 @@ def fail_second(cfg: DictConfig) -> float:
     return 0.0
 
 
-def measure(cfg: DictConfig) -> int:
-    return len(cfg.text)
-
-
 def tell_secrets(cfg: DictConfig) -> list[int]:
     """Let out every secret in each way that a job has by mistake; the value is their lengths."""
-    values = [os.environ[name] for name in CANARIES]
+    values = [*(os.environ[name] for name in CANARIES), cfg.text]
     for value in values:
         print("printed:", value, flush=True)
         print("printed as an error:", value, file=sys.stderr, flush=True)
