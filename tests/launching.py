@@ -16,7 +16,7 @@ import pytest
 
 from tests.control_plane import ControlPlane, Settings
 
-SECONDS = 60  # until something that must happen has happened
+SECONDS = 120  # until something that must happen has happened
 TOY = "toy"
 DEVNULL = subprocess.DEVNULL
 
@@ -28,6 +28,7 @@ class Client:
         self.plane = plane
         self.folder = folder
         self.mounts = folder.parent / "mounts"
+        self.programs: list[Program] = []
         self.variables = {
             **os.environ,
             **plane.environment,
@@ -46,7 +47,7 @@ class Client:
 
     def start_runs(self, *words: str) -> Program:
         words = ("-m", "hydra_plugins.modal_launcher", *words, "--root=runs")
-        return Program([*words], self.folder, self.variables)
+        return self._begin([*words], self.variables)
 
     def start(
         self,
@@ -63,7 +64,11 @@ class Client:
             volumes__experiment_name="tests",
         )
         words = [*program.split(), *overrides, *volumes]
-        return Program(words, self.folder, {**self.variables, **(variables or {})}, stdin)
+        return self._begin(words, {**self.variables, **(variables or {})}, stdin)
+
+    def _begin(self, words: list[str], variables: dict[str, str], stdin: int = DEVNULL) -> Program:
+        self.programs.append(Program(words, self.folder, variables, stdin))
+        return self.programs[-1]
 
     def call(self, num: int = 0, *, run: str = TOY) -> str:
         """The id of a job's call, as soon as the manifest has it."""
@@ -117,6 +122,8 @@ class Program:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                # A test run in the background ignores interrupts, and its children would too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
 
     @property
@@ -142,12 +149,13 @@ class Program:
         """Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
     def to_end(self, *, code: int = 0) -> Program:
-        try:
-            self.process.wait(timeout=SECONDS)
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=SECONDS)
         assert self.process.returncode == code, self.out + self.err
         return self
 
@@ -194,6 +202,9 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def client(plane: ControlPlane, tmp_path: Path) -> Client:
+def client(plane: ControlPlane, tmp_path: Path) -> Iterator[Client]:
     (tmp_path / "client").mkdir()
-    return Client(plane, tmp_path / "client")
+    client = Client(plane, tmp_path / "client")
+    yield client
+    for program in client.programs:
+        program.kill()

@@ -15,6 +15,7 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from hydra.version import VersionBase, __compat_version__
 from hydra_plugins.modal_launcher.launcher import ModalJobsLauncher
 
 from tests.control_plane import ControlPlane, Settings
@@ -29,6 +30,12 @@ class Place:
 
     overrides: list[str]
     outputs: Path | None = None
+
+
+@pytest.fixture(autouse=True)
+def version_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite's, whatever another test has left in this process."""
+    monkeypatch.setattr(VersionBase.instance(), "version_base", __compat_version__)
 
 
 @pytest.fixture(params=["local", "processes", "modal"])

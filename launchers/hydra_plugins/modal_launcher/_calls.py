@@ -7,7 +7,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import modal
 from hydra_plugins.modal_launcher._container import AnotherAttempt
 from hydra_plugins.modal_launcher._failure import Failure
 from hydra_plugins.modal_launcher._modal import UNREACHABLE
+from hydra_plugins.modal_launcher._screen import ENDED
 from hydra_plugins.modal_launcher._supervisor import MARK
 from modal import exception
 
@@ -23,6 +24,7 @@ _PAUSE = 0.5  # seconds between two rounds of asking for results
 _SILENCE = 10.0  # seconds without an answer after which that is said
 _WORKERS = 8  # fetches and cancellations at a time
 _LAST_WORDS = 25.0  # seconds that a cancelled job has for them
+_RETURNS = 1.0  # seconds from a job's word that it has ended to its result
 _TRIES = 60  # a second apart, at what must not fail because the service rests
 ALL = -1  # the number of what is said of no job in particular
 
@@ -50,6 +52,7 @@ class Calls:
         self._closed = threading.Event()
         self._tasks: queue.Queue[Callable[[], None]] = queue.Queue()
         self._cancelled: set[int] = set()
+        self._told: dict[int, float] = {}  # when a job said that it has ended
         self._watching = [self._begin(self._ask)]
         if with_logs:
             self._watching.append(self._begin(self._follow))
@@ -80,7 +83,7 @@ class Calls:
     def _ask(self) -> None:
         silent_since: float | None = None
         while self.pending and not self._closed.is_set():
-            for num, call in list(self.pending.items()):
+            for num, call in self._round():
                 try:
                     result = self._result(num, call)
                 except UNREACHABLE as error:
@@ -97,6 +100,18 @@ class Calls:
                 if self._closed.is_set():
                     return
             self._closed.wait(_PAUSE)
+
+    def _round(self) -> Iterator[tuple[int, str]]:
+        """Every call that is pending; those whose job has said that it ended come first."""
+        waiting = dict(self.pending)
+        while waiting:
+            due = time.monotonic() - _RETURNS
+            told = next((num for num, at in list(self._told.items()) if at < due), None)
+            num = next(iter(waiting)) if told is None else told
+            self._told.pop(num, None)
+            waiting.pop(num, None)
+            if num in self.pending:
+                yield num, self.pending[num]
 
     def _bring(self, num: int, result: dict[str, Any]) -> None:
         kept = None
@@ -176,7 +191,10 @@ class Calls:
                     if entry.source == "stderr":
                         lines = _without_attempts(lines, traces.setdefault(call, []))
                     for line in lines:
-                        self.events.put((self._numbers[call], _word(line)))
+                        num, word = self._numbers[call], _word(line)
+                        if isinstance(word, dict) and word["state"] in ENDED:
+                            self._told[num] = time.monotonic()
+                        self.events.put((num, word))
                 return  # the app has ended
             except Exception:
                 time.sleep(1.0)
