@@ -196,8 +196,12 @@ class Calls:
                             self._told[num] = time.monotonic()
                         self.events.put((num, word))
                 return  # the app has ended
-            except Exception:
-                time.sleep(1.0)
+            except UNREACHABLE:
+                self._closed.wait(1.0)
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                self.events.put((ALL, f"The logs cannot be followed ({said}); trying again"))
+                self._closed.wait(10.0)
 
 
 def _without_attempts(lines: list[str], trace: list[str]) -> list[str]:

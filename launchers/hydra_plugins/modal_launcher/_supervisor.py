@@ -176,7 +176,7 @@ class Supervisor:
         assert self._process is not None and self._process.stdout is not None
         with (self.folder / "log.txt").open("a") as log:
             for raw in lines(self._process.stdout):
-                line = self.secrets.redact(raw)
+                line = self.secrets.redact(raw).lstrip(MARK)  # which is not the job's to use
                 self._tail = f"{self._tail}{line}\n"[-8000:]
                 if found := _LINK.search(line):
                     self._link = found[0]

@@ -20,7 +20,7 @@ CANARIES = ("WANDB_API_KEY", "FROM_DOTENV", "HF_TOKEN")
 def train(cfg: DictConfig) -> float:
     """Take steps from the last checkpoint on; end after one when asked to. Returns x."""
     done = _last_checkpoint() if cfg.resume else 0
-    print(f"from step {done}", flush=True)
+    print(f"\x1efrom step {done}", flush=True)  # as if it were the launcher's own line
     for step in range(done + 1, cfg.steps + 1):
         try:
             time.sleep(cfg.seconds)
