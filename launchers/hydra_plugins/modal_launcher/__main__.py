@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hydra.errors import CompactHydraException
-from hydra_plugins.modal_launcher import _runs
-
 
 def main() -> None:
+    # Here, since Hydra imports this module in every application when it looks for plugins.
+    from hydra.errors import CompactHydraException
+    from hydra_plugins.modal_launcher import _runs
+
     verb, *words = sys.argv[1:] or ["help"]
     root = Path("multirun")
     for word in [word for word in words if word.startswith("--root=")]:

@@ -17,6 +17,7 @@ from hydra_plugins.modal_launcher._screen import ENDED, Row, Screen
 from hydra_plugins.modal_launcher._supervisor import seconds_of
 from hydra_plugins.modal_launcher.config import ModalJobsConf
 
+_LONG = 600.0  # seconds that jobs may be queued before that is said
 _CANCEL_PATIENCE = 60.0  # seconds for jobs to say their last
 
 
@@ -94,6 +95,7 @@ class _Watcher:
         self.screen = Screen(list(rows.values()))
         self.results: dict[int, dict[str, Any]] = {}
         self._cancelled_at: float | None = None
+        self._begun_at: float | None = time.time()  # None once a long wait has been told
 
     def follow(self, sources: Sequence[Any]) -> dict[int, dict[str, Any]]:
         with self.screen:
@@ -103,11 +105,23 @@ class _Watcher:
                         self._take(source)
                     if len(sources) > 1:
                         time.sleep(0.1)
+                    self._tell_of_waiting()
                     if self._cancelled_at and time.time() > self._cancelled_at + _CANCEL_PATIENCE:
                         self._give_up()
                 except KeyboardInterrupt:
                     self._interrupted(sources)
         return self.results
+
+    def _tell_of_waiting(self) -> None:
+        """A container that cannot start is tried for ever, and leaves no word but on its page."""
+        if self._begun_at is None or time.time() < self._begun_at + _LONG:
+            return
+        self._begun_at = None
+        if all(row.began is None for row in self.screen.rows.values()):
+            self.screen.say(
+                f"No job has begun after {_LONG / 60:.0f} min: there may be no such GPU free, or "
+                "the container cannot start; the page above shows which"
+            )
 
     def fetch(self, num: int) -> tuple[dict[str, Any] | None, bool]:
         """The job's result among its files, and whether it has an attempt without an end."""
