@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -125,17 +124,11 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
 
 def _git() -> dict[str, Any] | None:
     """The commit of the code that runs, and whether the checkout differs from it."""
-    root = Path(__file__).parent
-    try:
-        commit = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
-        return {"commit": commit, "dirty": bool(_output(["git", "-C", str(root), "status", "-s"]))}
-    except (OSError, subprocess.CalledProcessError):  # in a container the launcher tells it
-        told: dict[str, Any] | None = json.loads(os.environ.get("HYDRA_JOB_SOURCE", "null"))
-        return told
+    from hydra_plugins.modal_launcher._source import git_state
 
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    # In a container there is no checkout, and the launcher tells it.
+    told: dict[str, Any] | None = json.loads(os.environ.get("HYDRA_JOB_SOURCE", "null"))
+    return git_state(Path(__file__).parent) or told
 
 
 def _version(package: str) -> str | None:

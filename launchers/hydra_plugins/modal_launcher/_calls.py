@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import queue
 import threading
 import time
@@ -17,7 +16,7 @@ from hydra_plugins.modal_launcher._container import AnotherAttempt
 from hydra_plugins.modal_launcher._failure import Failure
 from hydra_plugins.modal_launcher._modal import UNREACHABLE
 from hydra_plugins.modal_launcher._screen import ENDED
-from hydra_plugins.modal_launcher._supervisor import MARK
+from hydra_plugins.modal_launcher._supervisor import word_of
 from modal import exception
 
 _PAUSE = 0.5  # seconds between two rounds of asking for results
@@ -170,8 +169,7 @@ class Calls:
             failure = Failure("crash", str(error))
         except BaseException as error:
             failure = Failure.of(error)
-        said = {"kind": failure.kind, "line": failure.line, "traceback": failure.traceback}
-        return {"state": "failed", "failure": said}
+        return {"state": "failed", "failure": failure.to_json()}
 
     def _follow(self) -> None:
         halves: dict[str, str] = {}
@@ -191,7 +189,7 @@ class Calls:
                     if entry.source == "stderr":
                         lines = _without_attempts(lines, traces.setdefault(call, []))
                     for line in lines:
-                        num, word = self._numbers[call], _word(line)
+                        num, word = self._numbers[call], word_of(line)
                         if isinstance(word, dict) and word["state"] in ENDED:
                             self._told[num] = time.monotonic()
                         self.events.put((num, word))
@@ -220,13 +218,3 @@ def _without_attempts(lines: list[str], trace: list[str]) -> list[str]:
         else:
             kept.append(line)
     return kept
-
-
-def _word(line: str) -> str | dict[str, Any]:
-    if not line.startswith(MARK):
-        return line
-    try:
-        words: dict[str, Any] = json.loads(line[len(MARK) :])
-        return words
-    except ValueError:
-        return line

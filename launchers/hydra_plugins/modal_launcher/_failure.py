@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hydra.errors import CompactHydraException, HydraException
@@ -42,11 +42,7 @@ _PATTERNS = (
 
 
 class JobFailed(CompactHydraException):
-    """A job's failure as its launch reports it; the traceback is the one from where it ran."""
-
-    def __init__(self, line: str, *, traceback: str = "") -> None:
-        super().__init__(line)
-        self.traceback = traceback
+    """A job's failure in one line, as its launch reports it."""
 
 
 class Refused(CompactHydraException):
@@ -94,6 +90,9 @@ class Failure:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Failure:
         return cls(record["kind"], record["line"], record.get("traceback", ""))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     def hint(self, hints: dict[str, str]) -> str:
         return hints.get(self.kind, KINDS.get(self.kind, ""))

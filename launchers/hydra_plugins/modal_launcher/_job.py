@@ -29,6 +29,7 @@ from omegaconf.basecontainer import BaseContainer
 from packaging.version import Version
 
 LOCAL = "local"
+DAY = 86400  # seconds: the longest attempt on Modal
 CONTROL = ".job"  # in a job's folder: what the launcher keeps there
 
 _BUILT_IN = re.compile(r"oc\..*|now|hydra|python_version")

@@ -20,6 +20,7 @@ from hydra_plugins.modal_launcher._failure import Failure, JobFailed, Refused
 from hydra_plugins.modal_launcher._files import write
 from hydra_plugins.modal_launcher._job import (
     CONTROL,
+    DAY,
     Job,
     application_config,
     changeable,
@@ -191,7 +192,7 @@ def _complete(
         "limits": {
             "retries": settings.retries,
             "processes": 1 if job.is_local else settings.gpu_count,
-            "seconds": None if job.is_local else min(settings.timeout, 86400),
+            "seconds": None if job.is_local else min(settings.timeout, DAY),
             "usd": usd,
             "usd_per_hour": estimate.per_hour[1] or 0.0,
         },
@@ -332,8 +333,7 @@ def _report(
         returned = _returned(job, results[job.num], *errors.get(job.num, ()))
         if job in failed:
             line = lines[job.num] if alone else f"{len(failed)} of {len(jobs)} jobs did not finish"
-            trace = results[job.num].get("failure", {}).get("traceback", "")
-            failure = JobFailed(line, traceback=trace)
+            failure = JobFailed(line)
             failure.__cause__ = errors.get(job.num, (None, None))[1]
             returned.return_value = failure
         returns.append(returned)

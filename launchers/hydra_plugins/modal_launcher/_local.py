@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import sys
 import threading
@@ -17,12 +16,9 @@ from hydra.types import HydraContext
 from hydra_plugins.modal_launcher._files import append_json, json_lines, write, write_json
 from hydra_plugins.modal_launcher._job import CONTROL, Job
 from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher._supervisor import MARK, Supervisor, seconds_of
+from hydra_plugins.modal_launcher._supervisor import Supervisor, seconds_of, word_of
 from hydra_plugins.modal_launcher._worker import outcome, perform, redacted_logs
 from omegaconf import OmegaConf, open_dict, read_write
-
-# (job number, a line of its log or a supervisor's word or its result)
-Events = "queue.Queue[tuple[int, str | dict[str, Any]]]"
 
 
 def in_process(
@@ -104,8 +100,7 @@ class Pool:
 
     def _emit_of(self, num: int) -> Callable[[str], None]:
         def emit(line: str) -> None:
-            word = json.loads(line[1:]) if line.startswith(MARK) else line
-            self.events.put((num, word))
+            self.events.put((num, word_of(line)))
 
         return emit
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import modal
 from hydra_plugins.modal_launcher import _source
 from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._job import CONTROL, Job
+from hydra_plugins.modal_launcher._job import CONTROL, DAY, Job
 from hydra_plugins.modal_launcher._names import app_name, volume_names
 from hydra_plugins.modal_launcher._plan import gpu_words
 from hydra_plugins.modal_launcher._record import name_of
@@ -34,7 +34,6 @@ UNREACHABLE = (
     exception.ServiceError,
 )
 _PATIENCE = 10.0  # seconds for the first answer
-DAY = 86400  # seconds: the longest attempt
 _MOST_RETRIES = 10
 _NEEDED = ("hydra-core", "omegaconf", "python-dotenv", "cloudpickle")  # in a container
 _STAYS = ("attempt.json", "outcome.json", "stop")  # between the supervisor and its job

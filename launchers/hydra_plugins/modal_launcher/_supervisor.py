@@ -290,6 +290,17 @@ class Supervisor:
         self._emit(MARK + json.dumps(words))
 
 
+def word_of(line: str) -> str | dict[str, Any]:
+    """A line of output as its reader takes it: the supervisor's word, or the job's line."""
+    if not line.startswith(MARK):
+        return line
+    try:
+        words: dict[str, Any] = json.loads(line[len(MARK) :])
+        return words
+    except ValueError:
+        return line
+
+
 def seconds_of(records: list[dict[str, Any]], control: Path) -> list[float]:
     """How long each attempt of a ledger took; a lost one, until it was last heard of."""
     ended = {record["attempt"]: record["ended"] for record in records if "ended" in record}
@@ -315,8 +326,7 @@ def _crashes(records: list[dict[str, Any]], *, saved: str) -> int:
 
 
 def _failed(failure: Failure) -> dict[str, Any]:
-    record = {"kind": failure.kind, "line": failure.line, "traceback": failure.traceback}
-    return {"state": "failed", "failure": record}
+    return {"state": "failed", "failure": failure.to_json()}
 
 
 def _margin(limits: dict[str, Any]) -> float:
