@@ -36,19 +36,24 @@ class Chat:
     def __post_init__(self) -> None:
         head, tail = self._render([{"role": "user", "content": _FIRST}]).split(_FIRST)
         self._head, self._tail = self._encode(head), self._encode(tail)
-        # An observation is part of the prompts of all the turns that still see it.
-        self._encoded = lru_cache(maxsize=8192)(self._encode_plain)
+        # One lookup of these costs a microsecond, and a prompt may walk through hundreds of turns.
+        self._eos = self.tokenizer.eos_token_id
+        self._backend = getattr(self.tokenizer, "backend_tokenizer", None)  # a slow one has none
+        # An observation is part of the prompts of all the turns that still see it: that is the
+        # whole of some scores of episodes where the history is shown in full.
+        self._encoded = lru_cache(maxsize=32768)(self._encode_plain)
         # Where replies are moves there are few of them.
         self._decoded = lru_cache(maxsize=8192)(self._decode_plain)
 
     def prompt(self, exchanges: Sequence[Exchange]) -> list[int]:
         """Tokens up to the point where the reply to the last exchange begins."""
-        ids = [*self._head, *self.encode_text(exchanges[0].observation), *self._tail]
+        ids = [*self._head, *self._encoded(exchanges[0].observation), *self._tail]
         for before, exchange in pairwise(exchanges):
-            ended = bool(before.reply_ids) and before.reply_ids[-1] == self.tokenizer.eos_token_id
-            ids += before.reply_ids
+            reply_ids = before.reply_ids
+            ended = bool(reply_ids) and reply_ids[-1] == self._eos
+            ids += reply_ids
             ids += self._after_reply(exchange.role, ended=ended)
-            ids += self.encode_text(exchange.observation)
+            ids += self._encoded(exchange.observation)
             ids += self._tail
         return ids
 
@@ -58,7 +63,7 @@ class Chat:
 
     def reply_ids(self, text: str) -> list[int]:
         """The tokens of a finished reply with this text."""
-        return [*self.encode_text(text), self.tokenizer.eos_token_id]
+        return [*self.encode_text(text), self._eos]
 
     def reply_text(self, reply_ids: Sequence[int]) -> str:
         return self._decoded(tuple(reply_ids))
@@ -73,8 +78,7 @@ class Chat:
             ]
             text = self._render(messages).split(_REPLY)[1].split(_NEXT)[0]
             closed = self._encode(text)
-            eos = self.tokenizer.eos_token_id
-            open_ = closed[closed.index(eos) + 1 :] if eos in closed else closed
+            open_ = closed[closed.index(self._eos) + 1 :] if self._eos in closed else closed
             self._between[role] = (open_, closed)
         return self._between[role][0 if ended else 1]
 
@@ -87,8 +91,14 @@ class Chat:
         return str(rendered)
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return tuple(encoded["input_ids"])
+        if self._backend is None:
+            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+            return tuple(encoded["input_ids"])
+        # A third of the time of the call above, which sets these for itself whenever it is made.
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def _decode_plain(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -13,7 +13,7 @@ from environments import Environment
 from rl_experiments import checkpoint
 from rl_experiments.environment import build_environment
 from rl_experiments.errors import UserError, did_you_mean
-from rl_experiments.schema import Config, TrainerConfig
+from rl_experiments.schema import Config, TrainerConfig, VllmMode
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
 _NOT_SAMPLED = ("top_k", "top_p", "min_p", "repetition_penalty", "generation_kwargs", "use_vllm")
@@ -36,6 +36,7 @@ def check(cfg: DictConfig) -> Experiment:
     environment = build_environment(config.env)
     _check_trainer(config.trainer)
     _check_numbers(config)
+    _check_engine(config)
     if config.policy and config.policy not in environment.baselines:
         hint = did_you_mean(config.policy, environment.baselines)
         raise UserError(
@@ -145,6 +146,7 @@ def _check_numbers(config: Config) -> None:
     if not 0 <= config.reward.gamma <= 1:
         raise UserError(f"reward.gamma={config.reward.gamma}: must be from 0 to 1")
     _at_least("num_examples", config.num_examples, 1)
+    _at_least("gpu.count", config.gpu.count, 1)
     _at_least("evaluation.batch_size", config.evaluation.batch_size, 1)
     _at_least("checks.patience", config.checks.patience, 1)
     temperature = config.evaluation.temperature
@@ -154,6 +156,35 @@ def _check_numbers(config: Config) -> None:
         raise UserError(
             f"model.max_length={config.model.max_length} leaves no room for a prompt beside "
             f"trainer.max_completion_length={trainer.max_completion_length}"
+        )
+
+
+def _check_engine(config: Config) -> None:
+    vllm, gpus = config.vllm, config.gpu.count
+    for name in ("max_num_seqs", "block_size", "tensor_parallel_size"):
+        _at_least(f"vllm.{name}", getattr(vllm, name), 1)
+    share = vllm.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise UserError(f"vllm.gpu_memory_utilization={share}: must be above 0 and at most 1")
+    if vllm.max_model_len is not None and vllm.max_model_len < config.model.max_length:
+        raise UserError(
+            f"vllm.max_model_len={vllm.max_model_len} is below model.max_length="
+            f"{config.model.max_length}, which episodes may fill; lower that"
+        )
+    if vllm.enable_auto_tool_choice and not vllm.tool_call_parser:
+        raise UserError(
+            "vllm.enable_auto_tool_choice=true: name the format of the calls in "
+            "vllm.tool_call_parser=... (hermes, for Qwen2.5)"
+        )
+    if vllm.mode is VllmMode.colocate and vllm.tensor_parallel_size > 1:
+        raise UserError(
+            f"vllm.tensor_parallel_size={vllm.tensor_parallel_size}: needs vllm.mode=server; a "
+            "colocated engine is one a GPU"
+        )
+    if vllm.mode is VllmMode.server and gpus > 1 + vllm.tensor_parallel_size:
+        raise UserError(
+            f"gpu.count={gpus}: vllm.mode=server trains on one GPU beside the server's; set "
+            f"gpu.count={1 + vllm.tensor_parallel_size}, or vllm.mode=colocate"
         )
 
 

@@ -33,6 +33,12 @@ def task(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], floa
             if line is None:
                 raise
             raise UserError(line) from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            from rl_experiments.fit import less_memory
+
+            raise UserError(f"{one_line(str(error)).split('. ')[0]}; {less_memory(cfg)}") from error
 
     return run
 

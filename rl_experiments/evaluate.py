@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from environments import Environment, evaluation_seed
-from rl_experiments import interrupts, intervals
+from rl_experiments import interrupts, intervals, ranks
 from rl_experiments.check import check
 from rl_experiments.errors import UserError, task
 from rl_experiments.files import (
@@ -69,7 +69,7 @@ class Evaluation:
         """Evaluate a model. `version` tells its weights: episodes of others are not counted."""
 
         def play(tasks: Sequence[Task], keep: Callable[[Trajectory], None]) -> None:
-            total = len(self.seeds)
+            total = -(-len(self.seeds) // ranks.count())  # of which this process shows its part
             done = total - len(tasks)
             with progress.phase(f"evaluate {name}", total=total, done=done) as advance:
 
@@ -87,18 +87,25 @@ class Evaluation:
         version: str,
         play: Callable[[Sequence[Task], Callable[[Trajectory], None]], None],
     ) -> Result:
-        """Play the seeds that the file does not hold yet, and sum up."""
+        """Play the seeds that the file does not hold yet, and sum up.
+
+        Each process plays a share of them; each appends whole lines to the one file.
+        """
         file = self.folder / f"{name}.jsonl"
         wanted = set(self.seeds)
-        keep_json_lines(file, lambda r: r["version"] == version and r["seed"] in wanted)
+        if ranks.is_first():
+            keep_json_lines(file, lambda r: r["version"] == version and r["seed"] in wanted)
+        ranks.wait()
         done = {record["seed"] for record in read_json_lines(file)}
+        ranks.wait()  # before anyone adds to it
 
         def keep(trajectory: Trajectory) -> None:
             append_json_lines(file, [{"version": version, **_record(trajectory)}])
 
-        remaining = [Task(seed) for seed in self.seeds if seed not in done]
+        remaining = ranks.share([Task(seed) for seed in self.seeds if seed not in done])
         if remaining:
             play(remaining, keep)
+        ranks.wait()
         records = {record["seed"]: record for record in read_json_lines(file)}
         result = _result(name, [records[seed] for seed in self.seeds])
         self.results[name] = result
@@ -106,6 +113,8 @@ class Evaluation:
 
     def save(self) -> None:
         """Write the table as JSON beside the folder of episodes."""
+        if not ranks.is_first():
+            return
         summary: dict[str, Any] = {"seeds": [self.seeds[0], self.seeds[-1]], "policies": []}
         for result in self.results.values():
             record = asdict(result)
@@ -158,6 +167,7 @@ def evaluate(cfg: DictConfig) -> float:
     experiment = check(cfg)
     config, environment = experiment.config, experiment.environment
     run = Run.open(cfg)
+    ranks.join()
     evaluation = Evaluation(run.evaluation, environment, config.num_examples)
     progress = Progress()
     try:
@@ -166,7 +176,7 @@ def evaluate(cfg: DictConfig) -> float:
         else:
             for name in environment.baselines:
                 evaluation.scripted(name)
-            asked = _evaluate_model(config, environment, evaluation, progress)
+            asked = _evaluate_model(config, environment, run, evaluation, progress)
     except BaseException as error:
         if not interrupts.caused(error):
             raise
@@ -180,19 +190,21 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def _evaluate_model(
-    config: Config, environment: Environment, evaluation: Evaluation, progress: Progress
+    config: Config, environment: Environment, run: Run, evaluation: Evaluation, progress: Progress
 ) -> Result:
     from rl_experiments.policy import load_policy
 
     with progress.status("loading the model"):
-        policy = load_policy(config, environment)
+        policy = load_policy(config, environment, run.folder)
+    for note in policy.notes:
+        progress.print(note)
     name = Path(config.checkpoint).name if config.checkpoint else config.model.name
     if name in environment.baselines:
         raise UserError(f"checkpoint={config.checkpoint}: named like a scripted policy; rename it")
     return evaluation.policy(
         name,
         policy.rollout(config, environment, temperature=evaluation_temperature(config)),
-        version=policy.model.name_or_path,
+        version=policy.path,
         batch_size=config.evaluation.batch_size,
         progress=progress,
     )

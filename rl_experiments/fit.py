@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from rl_experiments.errors import UserError
-from rl_experiments.schema import Config
+from rl_experiments.schema import Config, VllmMode
 
 _GIB = 1 << 30
 _RESERVE = 3.0  # GiB: CUDA contexts, graphs, fragments
@@ -19,6 +24,9 @@ _ENGINE_RESERVE = 4.0  # GiB: the engine's activations and graphs beside weights
 _KEPT, _KEPT_CHECKPOINTED = 34, 2
 _LOGITS = 12  # bytes a token and vocabulary entry of the chunk whose loss is computed
 _LOGIT_TOKENS = 4096  # tokens of such a chunk
+_SERVER_UTILIZATION = 0.9  # of a GPU that nothing else uses
+_MOST_ROWS = 64
+_LAST = ("a smaller model=", "a larger gpu=")  # where no other setting helps
 
 
 @dataclass(frozen=True)
@@ -69,52 +77,153 @@ class Fit:
         )
 
 
-def fit(config: Config, shape: Shape, *, total: float) -> Fit:
+def fit(config: Config, shape: Shape, *, total: float, trains: bool = True) -> Fit:
     """Choose what is left open so that engine and update fit `total` GiB, else say what to change.
 
     An estimate: weights, gradients, optimizer states and cache to the byte, activations by a rule.
     """
-    lora = config.model.lora
-    adapters = 2 * lora.r * shape.hidden * len(lora.target_modules) * shape.layers * 2
-    trained = adapters if lora.enabled else shape.parameters
-    weights = shape.parameters * (2 if lora.enabled else 4) / _GIB  # full training: fp32 masters
-    update = trained * (4 + 4 + 8) / _GIB if lora.enabled else trained * (4 + 8) / _GIB
-    engine_weights = shape.parameters * 2 / _GIB
-    length = config.vllm.max_model_len or config.model.max_length
-    a_row = _row_bytes(config, shape) / _GIB
-    logits = _LOGIT_TOKENS * shape.vocabulary * _LOGITS / _GIB
-    fixed = weights + update + logits + _RESERVE
-    wanted = config.trainer.per_device_train_batch_size * config.trainer.steps_per_generation
-    in_flight = min(config.vllm.max_num_seqs, wanted)
-    a_sequence = shape.cache_bytes * length / _GIB
-    least_engine = engine_weights + a_sequence + _ENGINE_RESERVE
+    needs = _Needs.of(config, shape, trains=trains)
+    chosen = _choose(config, needs, total)
+    if chosen is not None:
+        return chosen
+    told = ", ".join(f"{name} {value:.1f}" for name, value in needs.told(total).items())
+    raise UserError(
+        f"model={config.model.name} does not fit this GPU (GiB: {told}); "
+        f"{remedies(config, shape, total=total, trains=trains)}"
+    )
+
+
+def remedies(config: Config, shape: Shape, *, total: float, trains: bool = True) -> str:
+    """What to change to need less: each by itself if that is enough, else all of it together."""
+    enough, all_of_them = [], copy.deepcopy(config)
+    changes = list(_changes(config))
+    for words, change in changes:
+        changed = copy.deepcopy(config)
+        change(changed)
+        change(all_of_them)
+        if _choose(changed, _Needs.of(changed, shape, trains=trains), total):
+            enough.append(words)
+    if enough:
+        return f"one of these is enough: {', '.join([*enough, *_LAST])}"
+    if _choose(all_of_them, _Needs.of(all_of_them, shape, trains=trains), total):
+        return f"together: {', '.join(words for words, _ in changes)}; or {' or '.join(_LAST)}"
+    return f"take {' or '.join(_LAST)}"
+
+
+def less_memory(config: Config | DictConfig) -> str:
+    """What to change when a run has met the end of the GPU's memory after all."""
+    settings = [words for words, _ in _changes(config)]
+    lower = "vllm.gpu_memory_utilization, fit.micro_batch_rows or trainer.num_generations lower"
+    return f"try {', '.join([*settings, lower, *_LAST])}"
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """GiB that each part takes."""
+
+    weights: float  # the trainer's
+    update: float  # gradients and optimizer
+    logits: float
+    a_row: float  # activations of one row
+    engine_weights: float
+    a_sequence: float  # keys and values of a full context
+    in_flight: int  # turns at once
+
+    @classmethod
+    def of(cls, config: Config, shape: Shape, *, trains: bool) -> _Needs:
+        lora = config.model.lora
+        adapters = 2 * lora.r * shape.hidden * len(lora.target_modules) * shape.layers * 2
+        masters = 4 if trains and not lora.enabled else 2  # full training: fp32 weights
+        # Gradients and Adam's two moments in fp32; an adapter's own weights beside them.
+        update = adapters * (4 + 4 + 8) if lora.enabled else shape.parameters * (4 + 8)
+        length = config.vllm.max_model_len or config.model.max_length
+        episodes = config.trainer.per_device_train_batch_size * config.trainer.steps_per_generation
+        own = shape.parameters * masters if config.vllm.mode is VllmMode.colocate or trains else 0
+        return cls(
+            weights=own / _GIB,
+            update=update / _GIB if trains else 0.0,
+            logits=_LOGIT_TOKENS * shape.vocabulary * _LOGITS / _GIB if trains else 0.0,
+            a_row=_row_bytes(config, shape) / _GIB if trains else 0.0,
+            engine_weights=shape.parameters * 2 / _GIB,
+            a_sequence=shape.cache_bytes * length / _GIB,
+            in_flight=min(
+                config.vllm.max_num_seqs, episodes if trains else config.evaluation.batch_size
+            ),
+        )
+
+    def told(self, total: float) -> dict[str, float]:
+        return {
+            "in all": total,
+            "weights": self.weights,
+            "gradients and optimizer": self.update,
+            "a row's activations": self.a_row,
+            "engine's weights": self.engine_weights,
+            "cache of a full context": self.a_sequence,
+        }
+
+
+def _choose(config: Config, needs: _Needs, total: float) -> Fit | None:
+    """Utilisation, sleep and rows that fit, or None."""
+    fixed = needs.weights + needs.update + needs.logits + _RESERVE
+    least_engine = needs.engine_weights + needs.a_sequence + _ENGINE_RESERVE
     rows = config.fit.micro_batch_rows or 1
-    parts = {
-        "in all": total,
-        "weights": weights,
-        "gradients and optimizer": update,
-        "a row's activations": a_row,
-        "engine's weights": engine_weights,
-        "cache of a full context": a_sequence,
-    }
-    if least_engine > total - weights - _RESERVE or fixed + rows * a_row > total:
-        raise UserError(_cannot(config, parts))
+    if config.vllm.mode is VllmMode.server:  # on GPUs of its own where something is trained
+        engine = config.vllm.gpu_memory_utilization or _SERVER_UTILIZATION
+        served = config.vllm.tensor_parallel_size * engine * total
+        if fixed + rows * needs.a_row > total or least_engine > served:
+            return None
+        left = total - fixed
+        return Fit(engine, False, _rows(config, left, needs), needs.told(total))
+    if least_engine > total - needs.weights - _RESERVE or fixed + rows * needs.a_row > total:
+        return None
     # Beside the update if both fit with room for its rows; else one after the other.
     asked = config.vllm.gpu_memory_utilization
     taken = least_engine if asked is None else asked * total
-    together = taken + fixed + max(rows, 4) * a_row <= total
+    together = taken + fixed + max(rows, 4) * needs.a_row <= total
     sleep = config.vllm.sleep if config.vllm.sleep is not None else not together
-    if not sleep and taken + fixed + rows * a_row > total:
-        raise UserError(_cannot(config, parts, hint="vllm.sleep=true, "))
-    left_to_engine = total - (weights + _RESERVE if sleep else fixed + max(rows, 4) * a_row)
-    engine = min(left_to_engine, engine_weights + _ENGINE_RESERVE + 1.5 * in_flight * a_sequence)
-    utilization = _upwards(engine / total) if asked is None else asked
+    if not sleep and taken + fixed + rows * needs.a_row > total:
+        return None
+    beside = needs.weights + _RESERVE if sleep else fixed + max(rows, 4) * needs.a_row
+    wanted = needs.engine_weights + _ENGINE_RESERVE + 1.5 * needs.in_flight * needs.a_sequence
+    least, most = math.ceil(wanted / total * 100), math.floor((total - beside) / total * 100)
+    utilization = min(0.95, least / 100, most / 100) if asked is None else asked
     left = total - fixed - (0.0 if sleep else utilization * total)
-    if config.fit.micro_batch_rows is None:
-        rows = max(1, min(int(left / a_row), 64))
-    if left < rows * a_row:
-        raise UserError(_cannot(config, parts, hint="vllm.gpu_memory_utilization, "))
-    return Fit(utilization, sleep, rows, parts)
+    if left < rows * needs.a_row:
+        return None
+    return Fit(utilization, sleep, _rows(config, left, needs), needs.told(total))
+
+
+def _rows(config: Config, left: float, needs: _Needs) -> int:
+    if config.fit.micro_batch_rows is not None:
+        return config.fit.micro_batch_rows
+    return max(1, min(int(left / needs.a_row), _MOST_ROWS)) if needs.a_row else _MOST_ROWS
+
+
+def _changes(config: Config | DictConfig) -> Iterator[tuple[str, Callable[[Config], None]]]:
+    """Settings that would need less memory than those given, as words and as deeds."""
+    vllm, trainer = config.vllm, config.trainer
+    if not trainer.gradient_checkpointing:
+        yield _change("trainer.gradient_checkpointing", True)
+    if vllm.sleep is False:
+        yield _change("vllm.sleep", True)
+    if vllm.gpu_memory_utilization is not None:
+        yield _change("vllm.gpu_memory_utilization", None)
+    if (config.fit.micro_batch_rows or 1) > 1:
+        yield _change("fit.micro_batch_rows", 1)
+    if not config.model.lora.enabled:
+        yield _change("model.lora.enabled", True)
+    shorter = config.model.max_length // 4
+    if shorter > 2 * trainer.max_completion_length:
+        yield _change("model.max_length", shorter)
+
+
+def _change(name: str, value: Any) -> tuple[str, Callable[[Config], None]]:
+    *path, leaf = name.split(".")
+
+    def change(config: Config) -> None:
+        setattr(reduce(getattr, path, config), leaf, value)
+
+    return f"{name}={json.dumps(value)}", change
 
 
 def _row_bytes(config: Config, shape: Shape) -> float:
@@ -123,20 +232,3 @@ def _row_bytes(config: Config, shape: Shape) -> float:
     if config.trainer.gradient_checkpointing:
         a_token += _KEPT * shape.hidden  # the layer that is computed again
     return float(a_token * config.model.max_length)
-
-
-def _upwards(share: float) -> float:
-    return min(0.95, math.ceil(share * 100) / 100)
-
-
-def _cannot(config: Config, parts: dict[str, float], *, hint: str = "") -> str:
-    told = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
-    adapters = "" if config.model.lora.enabled else "model.lora.enabled=true, "
-    checkpointing = (
-        "" if config.trainer.gradient_checkpointing else "trainer.gradient_checkpointing=true, "
-    )
-    return (
-        f"model={config.model.name} does not fit this GPU (GiB: {told}); {hint}{adapters}"
-        f"{checkpointing}a smaller model=, model.max_length={config.model.max_length} lower, "
-        "or a larger gpu="
-    )

@@ -13,14 +13,22 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
 from environments import training_seed
+from rl_experiments import ranks
 from rl_experiments.check import Experiment, generation_steps
 from rl_experiments.errors import UserError, did_you_mean, one_line
 from rl_experiments.policy import Policy, lora_config
+from rl_experiments.rollout import Trajectory
 from rl_experiments.run import Run
 from rl_experiments.schema import Config
 from rl_experiments.trainer import EpisodeTrainer
 
 _EPISODES_KEPT = 2  # of each generation, in episodes.jsonl
+# In the progress line: phases of the time, and states of the machine.
+_PHASES = {
+    **{"rollout": "rollout", "sync": "sync", "log_probs": "log-probs"},
+    **{"loss": "loss", "optimizer": "optimizer", "checkpoint": "checkpoint"},
+}
+_STATES = {"engine/cache_use": "KV cache", "gpu/idle": "GPU idle"}
 # Names a file: once it is there, training ends with a checkpoint. The launcher writes it when a
 # job has spent its part of the budget, or its attempt is nearly out of time.
 _STOP_VARIABLE = "HYDRA_JOB_STOP"
@@ -29,6 +37,12 @@ _STOP_VARIABLE = "HYDRA_JOB_STOP"
 def stop_requested() -> bool:
     """Whether the job has been asked to end after a checkpoint."""
     return os.path.exists(os.environ.get(_STOP_VARIABLE, ""))
+
+
+def log_episodes(run: Run, step: int, episodes: list[Trajectory]) -> None:
+    """Keep a few of them for people to read."""
+    if ranks.is_first():
+        run.log_episodes(step, episodes[:_EPISODES_KEPT])
 
 
 def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
@@ -61,6 +75,9 @@ def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
             report_to=list(config.logger.report_to) or "none",
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
+            # Processes exchange their gradients and nothing else.
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,
             **settings,
             **config.trainer.extra,
         )
@@ -91,11 +108,18 @@ def build_trainer(
         reward=config.reward,
         checks=config.checks,
         keep_checkpoints=config.trainer.save_total_limit,
-        micro_batch_rows=policy.fit.micro_batch_rows if policy.fit else config.fit.micro_batch_rows,
-        on_episodes=lambda step, episodes: run.log_episodes(step, episodes[:_EPISODES_KEPT]),
+        micro_batch_rows=_micro_batch_rows(config, policy),
+        on_episodes=lambda step, episodes: log_episodes(run, step, episodes),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _micro_batch_rows(config: Config, policy: Policy) -> int | None:
+    """What fits the smallest of the GPUs; None for a mini-batch as a whole."""
+    if policy.fit is None:
+        return config.fit.micro_batch_rows
+    return min(ranks.gathered([policy.fit.micro_batch_rows]))
 
 
 class Reporter(TrainerCallback):
@@ -109,15 +133,23 @@ class Reporter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(1)
         is_whole = state.global_step % args.logging_steps == 0  # a generation's last step
-        if is_whole and state.global_step < state.max_steps and stop_requested():
+        if is_whole and state.global_step < state.max_steps and ranks.of_first(stop_requested()):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
-        if "loss" not in logs:  # the summary at the end
+        if "loss" not in logs or not state.is_world_process_zero:  # the summary at the end
             return
         # What differs between two equal runs has names of its own.
         logs["time/step"] = logs.pop("step_time")
         self.run.log_metrics(state.global_step, logs)
         speed = logs["time/tokens_per_second"]
         note = f"reward {logs['reward']:.3f}  win {logs['win_rate']:.0%}  {speed:,.0f} tokens/s"
-        self.advance(0, note=note)
+        self.advance(0, note=f"{note}  {_shares(logs)}")
+
+
+def _shares(logs: dict[str, Any]) -> str:
+    """Where the time went, in words: the phases that took a hundredth of it or more."""
+    shares = {name: logs.get(f"time/{name}", 0.0) / logs["time/total"] for name in _PHASES}
+    words = [f"{_PHASES[name]} {share:.0%}" for name, share in shares.items() if share >= 0.01]
+    words += [f"{said} {logs[name]:.0%}" for name, said in _STATES.items() if name in logs]
+    return "  ".join(words)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
 import json
 import logging
 import os
+import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,45 +29,43 @@ from transformers import (
 from transformers.utils import cached_file
 
 from environments import Environment
+from rl_experiments import ranks
 from rl_experiments.chat import Chat
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.fit import Fit, Shape, fit
 from rl_experiments.rollout import Rollout
-from rl_experiments.sampler import Sampler
-from rl_experiments.schema import Config, ModelConfig, SamplerKind
+from rl_experiments.sampler import Engine, Sampler
+from rl_experiments.schema import Config, ModelConfig, SamplerKind, VllmConfig, VllmMode
 from rl_experiments.scratch import best_device, scratch_model
 from rl_experiments.transformers_sampler import TransformersSampler
-from rl_experiments.vllm_engine import VllmEngine, VllmSampler
+from rl_experiments.vllm_engine import VllmEngine
 
 
 @dataclass(frozen=True)
 class Policy:
-    model: PreTrainedModel
+    model: PreTrainedModel | None  # None where a server alone has it
     tokenizer: PreTrainedTokenizerBase
-    engine: VllmEngine | None = None  # what plays, where it is not the model itself
+    path: str
+    engine: Engine | None = None  # what plays, where it is not the model itself
     fit: Fit | None = None
+    notes: tuple[str, ...] = ()  # what was chosen, and what has no effect
 
     def rollout(
         self, config: Config, environment: Environment, *, temperature: float, model: Any = None
     ) -> Rollout:
         """Rollouts of this policy, or of `model` where training has wrapped it."""
+        played = model or self.model
+        settings: dict[str, Any] = {
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "max_new_tokens": config.trainer.max_completion_length,
+            "temperature": temperature,
+        }
         sampler: Sampler
         if self.engine is not None:
-            sampler = VllmSampler(
-                self.engine,
-                model or self.model,
-                eos_token_id=self.tokenizer.eos_token_id,
-                max_new_tokens=config.trainer.max_completion_length,
-                temperature=temperature,
-            )
+            sampler = self.engine.sampler(played, **settings)
         else:
-            sampler = TransformersSampler(
-                model or self.model,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-                max_new_tokens=config.trainer.max_completion_length,
-                temperature=temperature,
-            )
+            pad_token_id = self.tokenizer.pad_token_id
+            sampler = TransformersSampler(played, pad_token_id=pad_token_id, **settings)
         return Rollout(
             environment=environment,
             chat=Chat(self.tokenizer, environment.system_prompt, environment.tools),
@@ -72,27 +75,25 @@ class Policy:
         )
 
 
-def load_policy(config: Config, environment: Environment) -> Policy:
-    """The checkpoint, else the model of the configuration, on the best device there is."""
+def load_policy(
+    config: Config, environment: Environment, folder: Path = Path(), *, trains: bool = False
+) -> Policy:
+    """The checkpoint, else the model of the configuration, on the best device there is.
+
+    `folder` is the run's, for what an engine has to say.
+    """
     _quieten()
-    if config.checkpoint:
-        path = config.checkpoint
-    elif config.model.scratch is not None:
-        path = str(scratch_model(config.model.scratch, environment, seed=config.seed))
-    else:
-        path = str(config.model.path)
-    if not Path(path).is_dir() and not _is_cached(path) and not _hub_answers():
-        raise UserError(
-            f"model.path={path}: not on this machine, and the Hugging Face hub does not answer; "
-            "connect, or name a folder (model=tiny needs neither)"
-        )
+    path = _path(config, environment)
+    serves = uses_vllm(config) and config.vllm.mode is VllmMode.server
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=_weights_dtype(config),
-            attn_implementation=config.model.attn_implementation,
-        )
+        model = None
+        if trains or not serves:
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=_weights_dtype(config),
+                attn_implementation=config.model.attn_implementation,
+            ).to(best_device())
     except (OSError, ValueError, ImportError) as error:
         setting = "checkpoint" if config.checkpoint else "model.path"
         raise UserError(
@@ -100,13 +101,46 @@ def load_policy(config: Config, environment: Environment) -> Policy:
         ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = model.to(best_device())
+    notes = [f"{name} has no effect {why}" for name, why in without_effect(config)]
     if not uses_vllm(config):
-        return Policy(model, tokenizer)
-    base = _base_folder(model.name_or_path)
-    chosen = fit(config, Shape.of(base), total=config.fit.memory_gib or _gpu_gib())
-    engine = VllmEngine(config, base, utilization=chosen.utilization, sleep=chosen.sleep)
-    return Policy(model, tokenizer, engine, chosen)
+        return Policy(model, tokenizer, path, notes=tuple(notes))
+    base = _base_folder(path)
+    chosen = fit(config, Shape.of(base), total=_memory_gib(config), trains=trains)
+    notes.append(str(chosen))
+    engine: Engine
+    if serves:
+        from rl_experiments.vllm_server import VllmServer
+
+        engine = VllmServer(
+            config,
+            base if trains else _whole_folder(path, tokenizer),
+            log=folder / "vllm.log",
+            gpus=_served_gpus(config) if trains else None,
+            utilization=chosen.utilization,
+            trains=trains,
+        )
+    else:
+        engine = VllmEngine(config, base, utilization=chosen.utilization, sleep=chosen.sleep)
+    return Policy(model, tokenizer, path, engine, chosen, tuple(notes))
+
+
+def _path(config: Config, environment: Environment) -> str:
+    """Where the policy's weights are: a folder, or a name that the hub knows."""
+    if config.checkpoint:
+        path = config.checkpoint
+    elif config.model.scratch is not None:
+        made = ranks.is_first() and scratch_model(
+            config.model.scratch, environment, seed=config.seed
+        )
+        path = str(ranks.of_first(made))
+    else:
+        path = str(config.model.path)
+    if not Path(path).is_dir() and not _is_cached(path) and not _hub_answers():
+        raise UserError(
+            f"model.path={path}: not on this machine, and the Hugging Face hub does not answer; "
+            "connect, or name a folder (model=tiny needs neither)"
+        )
+    return path
 
 
 def uses_vllm(config: Config) -> bool:
@@ -114,6 +148,48 @@ def uses_vllm(config: Config) -> bool:
     if config.sampler is SamplerKind.auto:
         return torch.cuda.is_available() and config.model.name != "tiny"
     return config.sampler is SamplerKind.vllm
+
+
+def without_effect(config: Config) -> Iterator[tuple[str, str]]:
+    """The engine's settings that were given and do nothing here, each with the reason."""
+    given = [
+        field.name
+        for field in dataclasses.fields(VllmConfig)
+        if getattr(config.vllm, field.name) != getattr(VllmConfig(), field.name)
+    ]
+    if not uses_vllm(config):
+        idle, why = {*given}, "with sampler=transformers"
+        if config.sampler is SamplerKind.auto:
+            why = "here: sampler=auto takes transformers without a GPU, and for model=tiny"
+    elif config.vllm.mode is VllmMode.server:
+        idle, why = {"sleep"}, "with vllm.mode=server"
+    else:
+        idle, why = {"enable_auto_tool_choice", "tool_call_parser"}, "with vllm.mode=colocate"
+    yield from ((f"vllm.{name}", why) for name in given if name in idle)
+
+
+def _served_gpus(config: Config) -> list[int]:
+    """The last of the GPUs that this process may use; the first ones train."""
+    count, size = torch.cuda.device_count(), config.vllm.tensor_parallel_size
+    if count < ranks.count() + size:
+        raise UserError(
+            f"vllm.mode=server: the server needs {size} beside the GPU that trains, and there are "
+            f"{count}; set gpu.count={ranks.count() + size}, or vllm.mode=colocate"
+        )
+    return list(range(count - size, count))
+
+
+def _whole_folder(path: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A folder of the whole model: an adapter is added to its base, for as long as we run."""
+    if not (Path(path) / "adapter_config.json").exists():
+        return path
+    from peft import AutoPeftModelForCausalLM
+
+    made = tempfile.mkdtemp(prefix="rl_experiments-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    AutoPeftModelForCausalLM.from_pretrained(path).merge_and_unload().save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made
 
 
 def _base_folder(name: str) -> str:
@@ -126,10 +202,13 @@ def _base_folder(name: str) -> str:
     return str(Path(cached_file(name, "config.json")).parent)
 
 
-def _gpu_gib() -> float:
-    if not torch.cuda.is_available():
-        raise UserError("sampler=vllm: needs a GPU here; use sampler=transformers")
-    return float(torch.cuda.get_device_properties(0).total_memory / (1 << 30))
+def _memory_gib(config: Config) -> float:
+    """Of the GPU; without one, of this machine."""
+    if config.fit.memory_gib is not None:
+        return config.fit.memory_gib
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory / (1 << 30))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
 
 
 def _weights_dtype(config: Config) -> torch.dtype:

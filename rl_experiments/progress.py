@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from rl_experiments import ranks
+
 
 class Progress:
     """Phases with a bar each; `note` sets the words beside the bar."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = Console(quiet=not ranks.is_first())
         self._plain = not self.console.is_terminal
 
     def print(self, what: Any) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from random import Random
 from typing import Any, TypeVar
 
@@ -37,6 +41,7 @@ class Trajectory:
     turns: list[Turn] = field(default_factory=list)
     end: End | None = None
     reward: float | None = None
+    policy_version: int | None = None  # the optimizer steps that made the weights which played
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
@@ -148,53 +153,68 @@ class Rollout:
     sampler: Sampler
     max_new_tokens: int
     max_length: int  # tokens of prompt and reply together
+    slow_workers: int = 32  # threads in which slow environments wait
+    on_begin: Callable[[], None] | None = None  # when the sampler is ready to play the policy
     # Of the latest `play`:
     environment_seconds: float = 0.0
-    seconds: float = 0.0
+    seconds: float = 0.0  # from the sampler's readiness to the last episode's end
     tokens: int = 0  # generated
 
     def play(
         self,
         tasks: Sequence[Task],
         *,
+        policy_version: int | None = None,
         batch_size: int | None = None,
         on_end: Callable[[Trajectory], None] | None = None,
     ) -> list[Trajectory]:
         """The tasks' trajectories, in order; at most `batch_size` episodes are in play at once."""
-        started = time.perf_counter()
         self.environment_seconds, self.tokens = 0.0, 0
-        self.sampler.begin()
+        self.sampler.begin(policy_version)
+        if self.on_begin:
+            self.on_begin()
+        started = time.perf_counter()
         waiting = list(enumerate(tasks))[::-1]
-        playing: dict[int, Episode] = {}
+        playing: set[int] = set()
+        queued: dict[int, Episode] = {}  # whose turn the sampler is at
         done: dict[int, Trajectory] = {}
-
-        def settle(key: int, episode: Episode) -> None:
-            """Queue the episode's next turn, or take it off the table."""
-            if self._submit(key, episode):
-                playing[key] = episode
-                return
-            playing.pop(key, None)
-            done[key] = episode.trajectory
-            if on_end:
-                on_end(episode.trajectory)
-
-        while waiting or playing:
-            while waiting and (batch_size is None or len(playing) < batch_size):
-                key, task = waiting.pop()
-                settle(key, self._timed(Episode, self.environment, task))
-            if playing:
-                for completion in self.sampler.collect():
-                    episode = playing[completion.key]
-                    self._record(episode, completion)
-                    settle(completion.key, episode)
-        self.sampler.end()
+        moves = _Moves(self.slow_workers if self.environment.is_slow else 0)
+        with closing(moves):
+            while waiting or playing:
+                while waiting and (batch_size is None or len(playing) < batch_size):
+                    key, task = waiting.pop()
+                    playing.add(key)
+                    moves.start(key, partial(Episode, self.environment, task))
+                # A sampler that takes a batch at a time is given the whole of it.
+                awaited = 0 if queued else 1
+                if not self.sampler.continuous:
+                    awaited = len(playing)
+                for key, episode, seconds in moves.finished(least=awaited):
+                    self.environment_seconds += seconds
+                    if self._submit(key, episode):
+                        queued[key] = episode
+                        continue
+                    playing.remove(key)
+                    done[key] = episode.trajectory
+                    if on_end:
+                        on_end(episode.trajectory)
+                for completion in self.sampler.collect() if queued else ():
+                    episode = queued.pop(completion.key)
+                    text = self._record(episode, completion)
+                    reply = partial(episode.reply, text, completion.token_ids)
+                    moves.start(completion.key, partial(_after, reply, episode))
         self.seconds = time.perf_counter() - started
+        self.sampler.end()
         return [done[key] for key in range(len(tasks))]
 
     def take_turn(self, episode: Episode) -> None:
         """Play one turn of one episode, for somebody who watches."""
         if self._submit(0, episode):
-            self._record(episode, self.sampler.collect()[0])
+            completions: list[Completion] = []
+            while not completions:
+                completions = self.sampler.collect()
+            text = self._record(episode, completions[0])
+            episode.reply(text, completions[0].token_ids)
 
     def _submit(self, key: int, episode: Episode) -> bool:
         """Queue the episode's present turn; False when it is over, or has grown too long."""
@@ -210,16 +230,70 @@ class Rollout:
         self.sampler.submit(Request(key=key, prompt_ids=prompt_ids, stream=stream))
         return True
 
-    def _record(self, episode: Episode, completion: Completion) -> None:
-        turn = episode.trajectory.turns[-1]
+    def _record(self, episode: Episode, completion: Completion) -> str:
+        """Note the reply's tokens and what wrote them; returns its text."""
+        trajectory = episode.trajectory
+        if len(trajectory.turns) == 1:
+            trajectory.policy_version = completion.policy_version
+        elif trajectory.policy_version != completion.policy_version:
+            raise RuntimeError("the policy's weights changed in the middle of an episode")
+        turn = trajectory.turns[-1]
         turn.reply_ids = completion.token_ids
         turn.logprobs = completion.logprobs
         self.tokens += len(completion.token_ids)
-        text = self.chat.reply_text(completion.token_ids)
-        self._timed(episode.reply, text, completion.token_ids)
+        return self.chat.reply_text(completion.token_ids)
 
-    def _timed(self, call: Callable[..., T], *args: Any) -> T:
-        started = time.perf_counter()
-        result = call(*args)
-        self.environment_seconds += time.perf_counter() - started
-        return result
+
+def probe(rollout: Rollout, *, seeds: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Fixed prompts with replies, as token ids: first turns of the seeds, answered at random."""
+    policy = rollout.environment.baselines["random"]
+    found = []
+    for seed in seeds:
+        episode = Episode(rollout.environment, Task(seed))
+        if not episode.over:
+            reply = policy(episode.environment, Random(f"probe/{seed}"))
+            prompt_ids = rollout.chat.prompt(episode.exchanges())
+            found.append((prompt_ids, rollout.chat.reply_ids(reply)))
+    return found
+
+
+class _Moves:
+    """Where environments move: here and now, or in threads if they wait for others."""
+
+    def __init__(self, workers: int) -> None:
+        self._pool = ThreadPoolExecutor(workers, "environment") if workers else None
+        self._under_way = 0
+        self._done: SimpleQueue[tuple[int, Callable[[], tuple[Episode, float]]]] = SimpleQueue()
+
+    def start(self, key: int, move: Callable[[], Episode]) -> None:
+        timed = partial(_timed, move)
+        self._under_way += 1
+        if self._pool is None:
+            found = timed()
+            self._done.put((key, lambda: found))
+        else:
+            future = self._pool.submit(timed)
+            future.add_done_callback(lambda future: self._done.put((key, future.result)))
+
+    def finished(self, *, least: int) -> Iterator[tuple[int, Episode, float]]:
+        """The episodes that have moved, with the seconds it took; waits until there are `least`."""
+        least = min(least, self._under_way)
+        while least > 0 or not self._done.empty():
+            key, result = self._done.get()
+            self._under_way -= 1
+            least -= 1
+            yield key, *result()
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _after(reply: Callable[[], None], episode: Episode) -> Episode:
+    reply()
+    return episode
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    return call(), time.perf_counter() - started

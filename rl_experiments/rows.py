@@ -68,23 +68,33 @@ def returns_to_go(rewards: Sequence[float], gamma: float) -> list[float]:
 
 
 def turn_advantages(
-    groups: Sequence[Sequence[Trajectory]], *, credit: Credit, gamma: float, scale_rewards: str
+    groups: Sequence[Sequence[Trajectory]],
+    *,
+    credit: Credit,
+    gamma: float,
+    scale_rewards: str,
+    everyones: Sequence[Sequence[Trajectory]] | None = None,
 ) -> list[list[list[float]]]:
     """One advantage for each turn of each trajectory of each group.
 
     `episode`: the reward minus the group's mean (GRPO, arXiv:2402.03300, section 4.1.2), the same
     for all turns. `turn`: the return-to-go minus the mean, at the same turn, of the group's members
     that reach it. `scale_rewards` divides by the standard deviation of the group, of the batch, or
-    by nothing ("none"), as in TRL. A failed trajectory has advantage 0 and counts in no mean.
+    by nothing ("none"), as in TRL; the batch is `everyones` groups, where several processes play.
+    A failed trajectory has advantage 0 and counts in no mean.
     """
-    centred = [_centred(group, credit, gamma) for group in groups]
     # With one value an episode, long episodes must not weigh more in the deviation.
     counted = slice(1) if credit is Credit.episode else slice(None)
-    samples = [[a for values in group for a in values[counted]] for group in centred]
-    batch = _deviation([a for group in samples for a in group])
+
+    def deviation(group: Sequence[Sequence[float]]) -> float:
+        return _deviation([a for values in group for a in values[counted]])
+
+    centred = [_centred(group, credit, gamma) for group in groups]
+    whole = centred if everyones is None else [_centred(g, credit, gamma) for g in everyones]
+    batch = deviation([values for group in whole for values in group])
     scaled = []
-    for group, own in zip(centred, samples, strict=True):
-        scale = {"none": 1.0, "batch": batch, "group": _deviation(own)}[scale_rewards]
+    for group in centred:
+        scale = {"none": 1.0, "batch": batch, "group": deviation(group)}[scale_rewards]
         scaled.append([[a / scale for a in values] for values in group])
     return [
         [

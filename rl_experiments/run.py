@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from environments import evaluation_seed, training_seed
-from rl_experiments import checkpoint
+from rl_experiments import checkpoint, ranks
 from rl_experiments.check import changed_settings
 from rl_experiments.errors import UserError
 from rl_experiments.files import append_json_lines, keep_json_lines, write_atomically
@@ -30,7 +30,11 @@ _PACKAGES = (
 # What may differ between a run and its resumption: it does not touch what was computed.
 _FREE = (
     *("resume", "trainer.max_steps", "trainer.save_total_limit", "num_examples", "logger"),
-    *("evaluation.batch_size", "gpu", "checks", "budget", "vllm", "fit"),
+    *("evaluation.batch_size", "checks", "budget", "vllm", "fit"),
+    *(
+        f"gpu.{name}"
+        for name in ("type", "fallback", "cpu", "memory", "timeout", "region", "retries")
+    ),
 )
 
 
@@ -42,6 +46,8 @@ class Run:
     def open(cls, cfg: DictConfig) -> Run:
         """Begin the run in Hydra's output folder, or go on with it when `resume` is set."""
         run = cls(Path(HydraConfig.get().runtime.output_dir))
+        if not ranks.is_first():
+            return run
         if run.config_file.exists():
             if not cfg.resume:
                 raise UserError(
@@ -76,6 +82,9 @@ class Run:
 
     def rewind(self) -> Path | None:
         """The checkpoint to go on from, with the records after it dropped; None to start afresh."""
+        return ranks.of_first(self._rewind() if ranks.is_first() else None)
+
+    def _rewind(self) -> Path | None:
         found = checkpoint.latest(self.checkpoints)
         step = checkpoint.step_of(found) if found else 0
         keep_json_lines(self.metrics, lambda record: record["step"] <= step)

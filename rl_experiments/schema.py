@@ -199,17 +199,29 @@ class SamplerKind(Enum):
     transformers = "transformers"
 
 
+class VllmMode(Enum):
+    """Where the engine runs."""
+
+    colocate = "colocate"  # in the training process, on its GPU
+    server = "server"  # a process of its own, on GPUs of its own where a policy is trained
+
+
 @dataclass
 class VllmConfig:
-    """The engine in the training process; null: chosen by what fits the GPU."""
+    """vLLM's own names; null: chosen by what fits the GPU."""
 
+    mode: VllmMode = VllmMode.colocate
     gpu_memory_utilization: float | None = None  # share of the GPU that the engine may take
     max_model_len: int | None = None  # null: model.max_length
     max_num_seqs: int = 256  # turns in its batch at once
     block_size: int = 16  # tokens
     enforce_eager: bool = False  # no CUDA graphs: starts sooner, generates slower
-    sleep: bool | None = None  # give its memory to the update
-    extra: dict[str, Any] = field(default_factory=dict)  # other arguments of vllm.LLM
+    dtype: Dtype | None = None  # null: model.dtype
+    tensor_parallel_size: int = 1  # GPUs that share the server's model
+    sleep: bool | None = None  # colocate: give its memory to the update
+    enable_auto_tool_choice: bool = False  # server
+    tool_call_parser: str | None = None  # server: as in `vllm serve --tool-call-parser`
+    extra: dict[str, Any] = field(default_factory=dict)  # other arguments of vLLM's engine
 
 
 @dataclass
@@ -281,6 +293,13 @@ def register() -> None:
     resolver: Callable[..., str] = default_model
     OmegaConf.register_new_resolver("default_model", resolver, replace=True)
     OmegaConf.register_new_resolver("requirements", _requirements, replace=True)
+    OmegaConf.register_new_resolver("processes", _processes, replace=True)
+
+
+def _processes(gpus: int, mode: VllmMode | str, served: int) -> int:
+    """How many processes train: one a GPU, but for those of the server."""
+    is_served = getattr(mode, "value", mode) == VllmMode.server.value
+    return max(1, gpus - served) if is_served else gpus
 
 
 def _requirements() -> str:

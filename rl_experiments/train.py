@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rl_experiments import checkpoint, interrupts
+from rl_experiments import checkpoint, interrupts, ranks
 from rl_experiments.check import Experiment, check
 from rl_experiments.errors import UserError, task
 from rl_experiments.evaluate import Evaluation, evaluation_temperature
@@ -46,9 +46,12 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
         from rl_experiments.grpo import Reporter, build_trainer, trainer_arguments
         from rl_experiments.policy import load_policy
 
+        ranks.join()
         arguments = trainer_arguments(config, run)
     with progress.status("loading the model (made at random and warmed up, the first time)"):
-        policy = load_policy(config, environment)
+        policy = load_policy(config, environment, run.folder, trains=True)
+    for note in policy.notes:
+        progress.print(note)
     evaluation = Evaluation(run.evaluation, environment, config.num_examples)
     for name in environment.baselines:
         evaluation.scripted(name)
@@ -76,7 +79,8 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     if reporter.stopped:
         raise UserError(f"{_stopped(run)} (asked to end: its time or its budget is spent)")
     evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))
-    learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
+    if ranks.is_first():
+        learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
     return evaluation
 
 

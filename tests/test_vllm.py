@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from rl_experiments.errors import UserError
+from rl_experiments.check import check
+from rl_experiments.errors import UserError, task
 from rl_experiments.fit import Shape, fit
-from rl_experiments.schema import Config
+from rl_experiments.policy import without_effect
+from rl_experiments.schema import CONF_DIR, Config, register
 from rl_experiments.vllm_engine import merged_weights
 from tests.conftest import SMALL, Program
 
@@ -71,20 +76,92 @@ def test_what_is_left_open_is_chosen_by_what_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "total", "says"),
+    ("shape", "total", "changes", "says"),
     [
-        (THREE_B, 8.0, ["model=q does not fit", "model.max_length=8192", "a larger gpu="]),
-        (THREE_B, 23.0, ["model.lora.enabled=true"]),
+        (THREE_B, 8.0, {}, "take a smaller model= or a larger gpu="),
+        (
+            THREE_B,
+            23.0,
+            {"lora": False},
+            "one of these is enough: model.lora.enabled=true, a small",
+        ),
+        (HALF_B, 23.0, {"max_length": 262144}, "one of these is enough: model.max_length=65536,"),
+        (THREE_B, 23.0, {"micro_batch_rows": 32}, "enough: fit.micro_batch_rows=1,"),
+        (
+            THREE_B,
+            23.0,
+            {"lora": False, "max_length": 65536},
+            "together: model.lora.enabled=true, model.max_length=16384; or a smaller model=",
+        ),
     ],
 )
-def test_what_cannot_fit_is_told_with_what_to_change(
-    shape: Shape, total: float, says: list[str]
+def test_what_cannot_fit_is_told_with_what_is_enough_to_change(
+    shape: Shape, total: float, changes: dict[str, Any], says: str
 ) -> None:
     tried = config()
-    tried.model.lora.enabled = "model.lora.enabled=true" not in says
-    with pytest.raises(UserError) as refused:
+    tried.model.lora.enabled = changes.get("lora", True)
+    tried.model.max_length = changes.get("max_length", 8192)
+    tried.fit.micro_batch_rows = changes.get("micro_batch_rows")
+    with pytest.raises(UserError, match=f"model=q does not fit this GPU .*{says}"):
         fit(tried, shape, total=total)
-    assert all(word in str(refused.value) for word in says)
+
+
+def test_an_evaluation_needs_no_room_for_an_update() -> None:
+    tried = config()
+    tried.model.lora.enabled = False
+    with pytest.raises(UserError):
+        fit(tried, THREE_B, total=23.0)
+    assert not fit(tried, THREE_B, total=23.0, trains=False).sleep
+
+
+def test_an_error_of_memory_names_what_to_change() -> None:
+    @task
+    def fails(cfg: DictConfig) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    tried = OmegaConf.structured(config())
+    tried.model.lora.enabled = False
+    with pytest.raises(
+        UserError, match=r"^CUDA out of memory; try model\.lora\.enabled=true, .*gpu="
+    ):
+        fails(tried)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["vllm.tool_call_parser=hermes"],
+            "vllm.tool_call_parser has no effect with vllm.mode=colo",
+        ),
+        (["vllm.mode=server", "vllm.sleep=true"], "vllm.sleep has no effect with vllm.mode=server"),
+        (["sampler=transformers", "vllm.block_size=32"], "vllm.block_size has no effect with samp"),
+        (["vllm.block_size=32", "vllm.enforce_eager=true"], ""),
+    ],
+)
+def test_a_setting_without_effect_in_the_mode_says_so(overrides: list[str], says: str) -> None:
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        cfg = compose("config", ["name=x", "sampler=vllm", *overrides])
+    found = [f"{name} has no effect {why}" for name, why in without_effect(check(cfg).config)]
+    assert [line for line in found if line.startswith(says)] == found and bool(says) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("vllm.tensor_parallel_size=2", "needs vllm.mode=server"),
+        ("vllm.enable_auto_tool_choice=true", "vllm.tool_call_parser=..."),
+        ("vllm.max_model_len=100", "below model.max_length=512"),
+        ("vllm.gpu_memory_utilization=1.5", "at most 1"),
+    ],
+)
+def test_settings_of_the_engine_that_cannot_be_are_refused(
+    program: Program, override: str, says: str
+) -> None:
+    done = program(*SMALL, override, "name=v")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and says in done.stderr
 
 
 def test_vllm_without_vllm_or_a_gpu_is_one_line(program: Program) -> None:

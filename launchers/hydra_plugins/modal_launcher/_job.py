@@ -52,6 +52,10 @@ class Job:
         return self.settings.gpu == LOCAL
 
     @property
+    def processes(self) -> int:
+        return self.settings.processes or self.settings.gpu_count
+
+    @property
     def sweep_folder(self) -> Path:
         return Path(self.payload["dir"])
 

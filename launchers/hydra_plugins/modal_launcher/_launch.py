@@ -191,7 +191,7 @@ def _complete(
         "secret_names": secrets.names,
         "limits": {
             "retries": settings.retries,
-            "processes": 1 if job.is_local else settings.gpu_count,
+            "processes": job.processes,
             "seconds": None if job.is_local else min(settings.timeout, DAY),
             "usd": usd,
             "usd_per_hour": estimate.per_hour[1] or 0.0,
@@ -270,7 +270,8 @@ def _run(
     most = jobs[0].settings.max_parallel or 1
     name = JobRuntime.instance().conf.get("name")
     try:
-        if local and most > 1 and len(local) > 1:
+        several = any(job.processes > 1 for job in local) or (most > 1 and len(local) > 1)
+        if several:
             with _local.pool(local, secrets, most=most) as pool:
                 results |= watch(
                     record, {job.num: rows[job.num] for job in local}, jobs[0].settings, pool=pool

@@ -164,13 +164,13 @@ class Supervisor:
         return outcome
 
     def _command(self) -> list[str]:
-        module = "hydra_plugins.modal_launcher._worker"
-        document = str(self.control / "attempt.json")
+        package = "hydra_plugins.modal_launcher"
+        job = [f"{package}._worker", str(self.control / "attempt.json")]
         count = self.limits["processes"]
-        if count == 1:
-            return [sys.executable, "-u", "-m", module, document]
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        return [sys.executable, "-u", "-m", *launcher, "--module", module, document]
+        if count > 1:
+            each = ["--standalone", f"--nproc-per-node={count}", "--module"]
+            job = [f"{package}._torchrun", *each, *job]
+        return [sys.executable, "-u", "-m", *job]
 
     def _read_output(self) -> None:
         assert self._process is not None and self._process.stdout is not None

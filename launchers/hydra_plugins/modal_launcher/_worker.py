@@ -152,18 +152,19 @@ def main() -> None:
     except Exception as failed:  # before the task: an import, a configuration
         returned, error = JobReturn(), failed
     except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted", file=sys.stderr, flush=True)
+        if is_first:
+            print(str(stop) or "interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     record = outcome(returned, error, secrets) | {"begun": begun, "ended": time.time()}
     ending = folder / CONTROL / "outcome.json"
     # The first one's result, or the first failure: what the others do then comes of it.
     if (is_first or error is not None) and not ending.exists():
+        write_json(ending, record)
         if error is not None:
             write(folder / "error.txt", record["failure"]["traceback"])
-        write_json(ending, record)
+            said = "line" if isinstance(error, HydraException) else "traceback"
+            print(record["failure"][said], file=sys.stderr, flush=True)
     if error is not None:
-        said = "line" if isinstance(error, HydraException) else "traceback"
-        print(record["failure"][said], file=sys.stderr, flush=True)
         sys.exit(1)
 
 

@@ -49,7 +49,8 @@ class ModalJobsConf:
 
     # Where a job runs
     gpu: str | None = None  # a Modal GPU; null: a container without one; local: this machine
-    gpu_count: int = 1  # above 1 the job is started once a GPU, by torchrun
+    gpu_count: int = 1
+    processes: int | None = None  # of each job, started by torchrun if several; null: one a GPU
     gpu_fallback: list[str] = field(default_factory=list)  # taken when `gpu` cannot be had
     cpu: float | None = None  # physical cores
     memory: int | None = None  # MiB
