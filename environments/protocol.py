@@ -46,8 +46,8 @@ class Environment(ABC):
 
     # The model (a name in conf/model) that this environment is meant for on a GPU.
     recommended_model: ClassVar[str] = "qwen2_5_0_5b"
-    # Whether its moves wait for others (a judge, a tool): then each is made in a thread, and several
-    # instances move at once.
+    # Whether its moves wait for others (a judge, a tool): then each is made in a thread, and
+    # several instances move at once.
     is_slow: ClassVar[bool] = False
     # Scripted policies by name. "random" is required: replies in the right format, without skill.
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {}

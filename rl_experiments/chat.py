@@ -31,7 +31,7 @@ class Chat:
     tokenizer: PreTrainedTokenizerBase
     system_prompt: str = ""
     tools: list[dict[str, Any]] | None = None
-    _between: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    _around: dict[str, tuple[list[int], list[int], list[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         head, tail = self._render([{"role": "user", "content": _FIRST}]).split(_FIRST)
@@ -50,11 +50,13 @@ class Chat:
         ids = [*self._head, *self._encoded(exchanges[0].observation), *self._tail]
         for before, exchange in pairwise(exchanges):
             reply_ids = before.reply_ids
-            ended = bool(reply_ids) and reply_ids[-1] == self._eos
+            opening, closing_too, tail = self._around.get(exchange.role) or self._role(
+                exchange.role
+            )
             ids += reply_ids
-            ids += self._after_reply(exchange.role, ended=ended)
+            ids += opening if reply_ids and reply_ids[-1] == self._eos else closing_too
             ids += self._encoded(exchange.observation)
-            ids += self._tail
+            ids += tail
         return ids
 
     def encode_text(self, text: str) -> list[int]:
@@ -68,19 +70,22 @@ class Chat:
     def reply_text(self, reply_ids: Sequence[int]) -> str:
         return self._decoded(tuple(reply_ids))
 
-    def _after_reply(self, role: str, *, ended: bool) -> list[int]:
-        """Tokens between a reply and the next observation; a cut reply is closed first."""
-        if role not in self._between:
-            messages = [
-                {"role": "user", "content": _FIRST},
-                {"role": "assistant", "content": _REPLY},
-                {"role": role, "content": _NEXT},
-            ]
-            text = self._render(messages).split(_REPLY)[1].split(_NEXT)[0]
-            closed = self._encode(text)
-            open_ = closed[closed.index(self._eos) + 1 :] if self._eos in closed else closed
-            self._between[role] = (open_, closed)
-        return self._between[role][0 if ended else 1]
+    def _role(self, role: str) -> tuple[list[int], list[int], list[int]]:
+        """What stands around an observation of this role that follows a reply.
+
+        Before it where the reply has ended, before it where the reply was cut and is closed first,
+        and after it.
+        """
+        messages = [
+            {"role": "user", "content": _FIRST},
+            {"role": "assistant", "content": _REPLY},
+            {"role": role, "content": _NEXT},
+        ]
+        before, after = self._render(messages).split(_REPLY)[1].split(_NEXT)
+        closed = self._encode(before)
+        opening = closed[closed.index(self._eos) + 1 :] if self._eos in closed else closed
+        self._around[role] = opening, closed, self._encode(after)
+        return self._around[role]
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         if self.system_prompt:
@@ -94,7 +99,7 @@ class Chat:
         if self._backend is None:
             encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
             return tuple(encoded["input_ids"])
-        # A third of the time of the call above, which sets these for itself whenever it is made.
+        # Half the time of the call above, which sets these for itself whenever it is made.
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()

@@ -19,13 +19,13 @@ from rl_experiments.schema import Config, VllmMode
 _GIB = 1 << 30
 _RESERVE = 3.0  # GiB: CUDA contexts, graphs, fragments
 _ENGINE_RESERVE = 4.0  # GiB: the engine's activations and graphs beside weights and cache
-# Bytes of activations kept a token and layer, in units of the hidden size, bf16: attention and
-# feed-forward inputs and outputs without checkpointing; the layer's input alone with it.
-_KEPT, _KEPT_CHECKPOINTED = 34, 2
+# Bytes of activations kept a token and layer, for each unit of hidden and of intermediate size:
+# bf16, norms in fp32. With checkpointing a layer keeps its input alone, in fp32 at most.
+_KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_CHECKPOINTED = 32, 10, 4
 _LOGITS = 12  # bytes a token and vocabulary entry of the chunk whose loss is computed
 _LOGIT_TOKENS = 4096  # tokens of such a chunk
 _SERVER_UTILIZATION = 0.9  # of a GPU that nothing else uses
-_MOST_ROWS = 64
+_SAFE = 0.8  # of the room that seems left: parts of unlike lengths are padded
 _LAST = ("a smaller model=", "a larger gpu=")  # where no other setting helps
 
 
@@ -36,6 +36,7 @@ class Shape:
     parameters: int
     layers: int
     hidden: int
+    intermediate: int
     kv_heads: int
     head_dim: int
     vocabulary: int
@@ -49,10 +50,11 @@ class Shape:
         kv_heads = found.get("num_key_value_heads") or heads
         layers, vocabulary = found["num_hidden_layers"], found["vocab_size"]
         attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-        feed_forward = 3 * hidden * found["intermediate_size"]
+        intermediate = found["intermediate_size"]
+        feed_forward = 3 * hidden * intermediate
         tables = vocabulary * hidden * (1 if found.get("tie_word_embeddings") else 2)
         parameters = layers * (attention + feed_forward + 2 * hidden) + tables
-        return cls(parameters, layers, hidden, kv_heads, head_dim, vocabulary)
+        return cls(parameters, layers, hidden, intermediate, kv_heads, head_dim, vocabulary)
 
     @property
     def cache_bytes(self) -> int:
@@ -66,14 +68,15 @@ class Fit:
 
     utilization: float
     sleep: bool
-    micro_batch_rows: int
+    micro_batch_tokens: int
     parts: dict[str, float]
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {value:.1f}" for name, value in self.parts.items())
         return (
             f"GPU memory (GiB): {parts}; vllm.gpu_memory_utilization={self.utilization:.2f}, "
-            f"vllm.sleep={str(self.sleep).lower()}, fit.micro_batch_rows={self.micro_batch_rows}"
+            f"vllm.sleep={str(self.sleep).lower()}, "
+            f"fit.micro_batch_tokens={self.micro_batch_tokens}"
         )
 
 
@@ -113,7 +116,7 @@ def remedies(config: Config, shape: Shape, *, total: float, trains: bool = True)
 def less_memory(config: Config | DictConfig) -> str:
     """What to change when a run has met the end of the GPU's memory after all."""
     settings = [words for words, _ in _changes(config)]
-    lower = "vllm.gpu_memory_utilization, fit.micro_batch_rows or trainer.num_generations lower"
+    lower = "vllm.gpu_memory_utilization, fit.micro_batch_tokens or trainer.num_generations lower"
     return f"try {', '.join([*settings, lower, *_LAST])}"
 
 
@@ -124,7 +127,8 @@ class _Needs:
     weights: float  # the trainer's
     update: float  # gradients and optimizer
     logits: float
-    a_row: float  # activations of one row
+    a_token: float  # its activations
+    a_row: float  # those of the longest row, which goes through the model whole
     engine_weights: float
     a_sequence: float  # keys and values of a full context
     in_flight: int  # turns at once
@@ -138,12 +142,14 @@ class _Needs:
         update = adapters * (4 + 4 + 8) if lora.enabled else shape.parameters * (4 + 8)
         length = config.vllm.max_model_len or config.model.max_length
         episodes = config.trainer.per_device_train_batch_size * config.trainer.steps_per_generation
+        a_token = _token_bytes(config, shape) / _GIB if trains else 0.0
         own = shape.parameters * masters if config.vllm.mode is VllmMode.colocate or trains else 0
         return cls(
             weights=own / _GIB,
             update=update / _GIB if trains else 0.0,
             logits=_LOGIT_TOKENS * shape.vocabulary * _LOGITS / _GIB if trains else 0.0,
-            a_row=_row_bytes(config, shape) / _GIB if trains else 0.0,
+            a_token=a_token,
+            a_row=a_token * config.model.max_length,
             engine_weights=shape.parameters * 2 / _GIB,
             a_sequence=shape.cache_bytes * length / _GIB,
             in_flight=min(
@@ -156,7 +162,7 @@ class _Needs:
             "in all": total,
             "weights": self.weights,
             "gradients and optimizer": self.update,
-            "a row's activations": self.a_row,
+            "the longest row's activations": self.a_row,
             "engine's weights": self.engine_weights,
             "cache of a full context": self.a_sequence,
         }
@@ -166,37 +172,38 @@ def _choose(config: Config, needs: _Needs, total: float) -> Fit | None:
     """Utilisation, sleep and rows that fit, or None."""
     fixed = needs.weights + needs.update + needs.logits + _RESERVE
     least_engine = needs.engine_weights + needs.a_sequence + _ENGINE_RESERVE
-    rows = config.fit.micro_batch_rows or 1
+    asked_tokens = config.fit.micro_batch_tokens or 0
+    rows = max(needs.a_row, asked_tokens * needs.a_token)  # the least of activations
     if config.vllm.mode is VllmMode.server:  # on GPUs of its own where something is trained
         engine = config.vllm.gpu_memory_utilization or _SERVER_UTILIZATION
         served = config.vllm.tensor_parallel_size * engine * total
-        if fixed + rows * needs.a_row > total or least_engine > served:
+        if fixed + rows > total or least_engine > served:
             return None
         left = total - fixed
-        return Fit(engine, False, _rows(config, left, needs), needs.told(total))
-    if least_engine > total - needs.weights - _RESERVE or fixed + rows * needs.a_row > total:
+        return Fit(engine, False, _tokens(config, left, needs), needs.told(total))
+    if least_engine > total - needs.weights - _RESERVE or fixed + rows > total:
         return None
     # Beside the update if both fit with room for its rows; else one after the other.
     asked = config.vllm.gpu_memory_utilization
     taken = least_engine if asked is None else asked * total
-    together = taken + fixed + max(rows, 4) * needs.a_row <= total
+    together = taken + fixed + max(rows, 4 * needs.a_row) <= total
     sleep = config.vllm.sleep if config.vllm.sleep is not None else not together
-    if not sleep and taken + fixed + rows * needs.a_row > total:
+    if not sleep and taken + fixed + rows > total:
         return None
-    beside = needs.weights + _RESERVE if sleep else fixed + max(rows, 4) * needs.a_row
+    beside = needs.weights + _RESERVE if sleep else fixed + max(rows, 4 * needs.a_row)
     wanted = needs.engine_weights + _ENGINE_RESERVE + 1.5 * needs.in_flight * needs.a_sequence
     least, most = math.ceil(wanted / total * 100), math.floor((total - beside) / total * 100)
     utilization = min(0.95, least / 100, most / 100) if asked is None else asked
     left = total - fixed - (0.0 if sleep else utilization * total)
-    if left < rows * needs.a_row:
+    if left < rows:
         return None
-    return Fit(utilization, sleep, _rows(config, left, needs), needs.told(total))
+    return Fit(utilization, sleep, _tokens(config, left, needs), needs.told(total))
 
 
-def _rows(config: Config, left: float, needs: _Needs) -> int:
-    if config.fit.micro_batch_rows is not None:
-        return config.fit.micro_batch_rows
-    return max(1, min(int(left / needs.a_row), _MOST_ROWS)) if needs.a_row else _MOST_ROWS
+def _tokens(config: Config, left: float, needs: _Needs) -> int:
+    if config.fit.micro_batch_tokens is not None:
+        return config.fit.micro_batch_tokens
+    return int(_SAFE * left / needs.a_token) if needs.a_token else config.model.max_length
 
 
 def _changes(config: Config | DictConfig) -> Iterator[tuple[str, Callable[[Config], None]]]:
@@ -208,8 +215,8 @@ def _changes(config: Config | DictConfig) -> Iterator[tuple[str, Callable[[Confi
         yield _change("vllm.sleep", True)
     if vllm.gpu_memory_utilization is not None:
         yield _change("vllm.gpu_memory_utilization", None)
-    if (config.fit.micro_batch_rows or 1) > 1:
-        yield _change("fit.micro_batch_rows", 1)
+    if config.fit.micro_batch_tokens is not None:
+        yield _change("fit.micro_batch_tokens", None)
     if not config.model.lora.enabled:
         yield _change("model.lora.enabled", True)
     shorter = config.model.max_length // 4
@@ -226,9 +233,8 @@ def _change(name: str, value: Any) -> tuple[str, Callable[[Config], None]]:
     return f"{name}={json.dumps(value)}", change
 
 
-def _row_bytes(config: Config, shape: Shape) -> float:
-    kept = _KEPT_CHECKPOINTED if config.trainer.gradient_checkpointing else _KEPT
-    a_token = kept * shape.hidden * shape.layers
-    if config.trainer.gradient_checkpointing:
-        a_token += _KEPT * shape.hidden  # the layer that is computed again
-    return float(a_token * config.model.max_length)
+def _token_bytes(config: Config, shape: Shape) -> float:
+    a_layer = _KEPT_HIDDEN * shape.hidden + _KEPT_INTERMEDIATE * shape.intermediate
+    if config.trainer.gradient_checkpointing:  # and the layer that is computed again
+        return float(_KEPT_CHECKPOINTED * shape.hidden * shape.layers + a_layer)
+    return float(a_layer * shape.layers)

@@ -108,18 +108,18 @@ def build_trainer(
         reward=config.reward,
         checks=config.checks,
         keep_checkpoints=config.trainer.save_total_limit,
-        micro_batch_rows=_micro_batch_rows(config, policy),
+        micro_batch_tokens=_micro_batch_tokens(config, policy),
         on_episodes=lambda step, episodes: log_episodes(run, step, episodes),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _micro_batch_rows(config: Config, policy: Policy) -> int | None:
+def _micro_batch_tokens(config: Config, policy: Policy) -> int | None:
     """What fits the smallest of the GPUs; None for a mini-batch as a whole."""
     if policy.fit is None:
-        return config.fit.micro_batch_rows
-    return min(ranks.gathered([policy.fit.micro_batch_rows]))
+        return config.fit.micro_batch_tokens
+    return min(ranks.gathered([policy.fit.micro_batch_tokens]))
 
 
 class Reporter(TrainerCallback):
@@ -151,5 +151,5 @@ def _shares(logs: dict[str, Any]) -> str:
     """Where the time went, in words: the phases that took a hundredth of it or more."""
     shares = {name: logs.get(f"time/{name}", 0.0) / logs["time/total"] for name in _PHASES}
     words = [f"{_PHASES[name]} {share:.0%}" for name, share in shares.items() if share >= 0.01]
-    words += [f"{said} {logs[name]:.0%}" for name, said in _STATES.items() if name in logs]
+    words += [f"{said} {logs[n]:.0%}" for n, said in _STATES.items() if logs.get(n, 0.0) >= 0.01]
     return "  ".join(words)

@@ -159,7 +159,7 @@ class TrainerConfig:
 class FitConfig:
     """How the update is made to fit the GPU; null: chosen by what fits."""
 
-    micro_batch_rows: int | None = None  # rows of turns in one forward and backward pass
+    micro_batch_tokens: int | None = None  # in one forward and backward pass, padding included
     memory_gib: float | None = None  # of the GPU; null: what it has
 
 
@@ -175,7 +175,7 @@ class ChecksConfig:
 
     max_logp_difference: float = 0.05  # mean |sampler - trainer| log-probability, nats
     max_invalid: float = 0.9  # share of episodes that end on an unreadable reply
-    max_sync_difference: float = 0.02  # the same on fixed prompts after each weight sync, nats
+    max_sync_difference: float = 0.05  # the same on fixed prompts after each weight sync, nats
     patience: int = 5  # generations in a row without a reward that varies, or too many invalid
 
 
@@ -214,7 +214,7 @@ class VllmConfig:
     gpu_memory_utilization: float | None = None  # share of the GPU that the engine may take
     max_model_len: int | None = None  # null: model.max_length
     max_num_seqs: int = 256  # turns in its batch at once
-    block_size: int = 16  # tokens
+    block_size: int = 32  # tokens; a CPU needs a multiple of 32
     enforce_eager: bool = False  # no CUDA graphs: starts sooner, generates slower
     dtype: Dtype | None = None  # null: model.dtype
     tensor_parallel_size: int = 1  # GPUs that share the server's model

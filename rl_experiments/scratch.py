@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
@@ -35,6 +35,12 @@ _CHAT_TEMPLATE = (
 # before them.
 _WORD = r"<\w+>\w+</\w+>|</?\w+>|\s?\w+=\w+|[^\w<]*\w+|[^\w<]+|<"
 _VERSION = 1  # raise when the same inputs would give another model
+# Of a step of the warm-up, which has fewer rows where they are long or the model is large: for
+# parameters x tokens. An H200 does the 150 steps of 3B parameters in half a minute.
+_STEP_WORK = 8e12
+_STEP_TOKENS = 8192  # whose logits stay below 2^31 numbers, with a vocabulary of 152,000
+_LARGE = 100_000_000  # parameters from which activations are computed again to save memory
+IGNORED = -100  # the label of a token that is not learned
 
 
 def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int) -> Path:
@@ -42,7 +48,7 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
 
     The replies it learns are those of the environment's "random" baseline: the format, no skill.
     """
-    episodes = list(_random_episodes(environment, scratch.warmup_episodes, seed))
+    episodes = list(random_episodes(environment, scratch.warmup_episodes, seed))
     identity = {
         "version": _VERSION,
         "libraries": [torch.__version__, transformers.__version__],
@@ -57,18 +63,12 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{environment.__class__.__name__.lower()}-{digest}"
     if not folder.exists():
-        tokenizer = word_tokenizer(_texts(environment, episodes))
-        model = _random_model(scratch, tokenizer, seed).to(best_device())
-        warm_up(
-            model,
-            Chat(tokenizer, environment.system_prompt, environment.tools),
-            environment,
-            episodes,
-            steps=scratch.warmup_steps,
-            learning_rate=scratch.warmup_learning_rate,
-            seed=seed,
-        )
-        _save(model, tokenizer, folder)
+        tokenizer = word_tokenizer(texts_of(environment, episodes))
+        model = random_model(scratch, tokenizer, seed=seed)
+        chat = Chat(tokenizer, environment.system_prompt, environment.tools)
+        examples = turn_examples(chat, environment, episodes)
+        warm_up(model, examples, scratch, pad_token_id=int(tokenizer.pad_token_id), seed=seed)
+        save(model, tokenizer, folder)
     return folder
 
 
@@ -81,17 +81,17 @@ def cache_folder() -> Path:
     return Path(root) / "rl_experiments" / "scratch"
 
 
-def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(texts: Sequence[str], *, word: str = _WORD) -> PreTrainedTokenizerFast:
     """A lossless tokenizer in which each word of the texts is one token, other text its bytes."""
-    words = Counter(word for text in texts for word in re.findall(_WORD, text))
+    words = Counter(found for text in texts for found in re.findall(word, text))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokens = [_PAD, "<|im_start|>", _EOS, *alphabet]
-    for word in sorted(words):
-        tokens.append("".join(piece for piece, _ in to_bytes.pre_tokenize_str(word)))
+    for found in sorted(words):
+        tokens.append("".join(piece for piece, _ in to_bytes.pre_tokenize_str(found)))
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(_WORD), "isolated")
+    split = pre_tokenizers.Split(Regex(word), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
@@ -104,61 +104,106 @@ def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def warm_up(
-    model: transformers.PreTrainedModel,
-    chat: Chat,
-    environment: Environment,
-    episodes: Sequence[Trajectory],
-    *,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    batch_size: int = 64,
-) -> None:
-    """Teach the model to answer as the episodes do, by cross-entropy on the reply tokens."""
-    examples: list[tuple[list[int], list[int]]] = []
+@dataclass(frozen=True)
+class Example:
+    """A chat to imitate: its tokens, and as labels those of the replies among them."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def turn_examples(
+    chat: Chat, environment: Environment, episodes: Sequence[Trajectory]
+) -> list[Example]:
+    """Each turn of the episodes by itself, after what the policy sees before it."""
+    examples = []
     for episode in episodes:
         exchanges: list[Exchange] = []
         for turn in episode.turns:
             exchanges.append(Exchange(turn.observation, turn.role))
-            reply_ids = chat.reply_ids(turn.reply)
-            examples.append((chat.prompt(visible(exchanges, environment)), reply_ids))
-            exchanges[-1] = Exchange(turn.observation, turn.role, reply_ids)
+            reply = chat.reply_ids(turn.reply)
+            prompt = chat.prompt(visible(exchanges, environment))
+            examples.append(Example(prompt + reply, [IGNORED] * len(prompt) + reply))
+            exchanges[-1] = Exchange(turn.observation, turn.role, reply)
+    return examples
+
+
+def warm_up(
+    model: transformers.PreTrainedModel,
+    examples: Sequence[Example],
+    scratch: ScratchConfig,
+    *,
+    pad_token_id: int,
+    seed: int,
+    batch_size: int = 64,
+) -> None:
+    """Teach the model to answer as the examples do, by cross-entropy on the reply tokens."""
     rng = Random(f"warm-up/{seed}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    steps, on_gpu = scratch.warmup_steps, model.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=scratch.warmup_learning_rate,
+        weight_decay=0.0,
+        fused=on_gpu or None,
+    )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    keep = 1 + max(len(reply) for _, reply in examples)
+    parameters = model.num_parameters()
+    most_tokens = min(_STEP_TOKENS, _STEP_WORK / parameters)
+    if parameters > _LARGE:
+        model.gradient_checkpointing_enable()
     model.train()
     for _ in range(steps):
-        batch = rng.sample(examples, min(batch_size, len(examples)))
-        width = max(len(prompt) + len(reply) for prompt, reply in batch)
-        ids = torch.full((len(batch), width), int(chat.tokenizer.pad_token_id))
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-        for i, (prompt, reply) in enumerate(batch):
-            start = width - len(prompt) - len(reply)
-            ids[i, start:] = torch.tensor(prompt + reply)
-            mask[i, start:] = 1
-            labels[i, -len(reply) :] = torch.tensor(reply)
+        batch = _batch(rng, examples, size=batch_size, most_tokens=most_tokens)
+        width = max(len(example.ids) for example in batch)
+        ids = torch.full((len(batch), width), pad_token_id)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+        for i, example in enumerate(batch):
+            # On a GPU what follows a row needs no mask, and attention is faster without.
+            start = 0 if on_gpu else width - len(example.ids)
+            row = slice(start, start + len(example.ids))
+            ids[i, row] = torch.tensor(example.ids)
+            mask[i, row] = 1
+            labels[i, row] = torch.tensor(example.labels)
+        keep = 1 + width - int((labels != IGNORED).any(0).int().argmax())
         ids, mask, labels = (t.to(model.device) for t in (ids, mask, labels))
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1 - keep :].flatten()
-        )
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            logits = model(
+                input_ids=ids, attention_mask=None if on_gpu else mask, logits_to_keep=keep
+            ).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels[:, 1 - keep :].flatten()
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the warm-up has come to a loss of {loss.item()}")
 
 
-def _random_episodes(environment: Environment, count: int, seed: int) -> list[Trajectory]:
+def _batch(
+    rng: Random, examples: Sequence[Example], *, size: int, most_tokens: float
+) -> list[Example]:
+    """At most so many examples, of at most so many tokens when padded; one at least."""
+    batch: list[Example] = []
+    width = 0
+    for example in rng.sample(examples, min(size, len(examples))):
+        wider = max(width, len(example.ids))
+        if not batch or wider * (len(batch) + 1) <= most_tokens:
+            batch.append(example)
+            width = wider
+    return batch
+
+
+def random_episodes(environment: Environment, count: int, seed: int) -> list[Trajectory]:
     # Tasks far beyond those that a run of any length trains on.
     tasks = [Task(training_seed(seed, (1 << 31) + i)) for i in range(count)]
     policy = environment.baselines["random"]
     return list(play_scripted(environment, policy, tasks, name=f"warm-up/{seed}"))
 
 
-def _texts(environment: Environment, episodes: Sequence[Trajectory]) -> list[str]:
+def texts_of(environment: Environment, episodes: Sequence[Trajectory]) -> list[str]:
     # A template starts each message with its role on a line of its own.
     texts = [f"system\n{environment.system_prompt}", "user\n", "assistant\n", "tool\n", "\n"]
     for episode in episodes:
@@ -166,9 +211,10 @@ def _texts(environment: Environment, episodes: Sequence[Trajectory]) -> list[str
     return texts
 
 
-def _random_model(
-    scratch: ScratchConfig, tokenizer: PreTrainedTokenizerFast, seed: int
+def random_model(
+    scratch: ScratchConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int
 ) -> Qwen3ForCausalLM:
+    """The architecture with random weights, on the best device."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=max(len(tokenizer), scratch.vocab_size or 0),
@@ -185,10 +231,12 @@ def _random_model(
         bos_token_id=None,
         dtype="float32",
     )
-    return Qwen3ForCausalLM(config)
+    with best_device():
+        return Qwen3ForCausalLM(config)
 
 
-def _save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Put both in the folder, which is there either whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:

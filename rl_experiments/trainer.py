@@ -10,10 +10,10 @@ from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
-from trl.trainer.utils import pad
 
 from environments import End
 from rl_experiments import ranks
@@ -24,7 +24,7 @@ from rl_experiments.rollout import Rollout, Task, Trajectory, Turn, probe
 from rl_experiments.rows import Row, rewards_vary, to_rows, turn_advantages
 from rl_experiments.schema import ChecksConfig, RewardConfig
 
-_PROBE_EPISODES = 4  # on whose first turns every weight sync is tried
+_PROBE_EPISODES = 16  # on whose first turns every weight sync is tried
 
 
 class EpisodeTrainer(GRPOTrainer):
@@ -41,7 +41,7 @@ class EpisodeTrainer(GRPOTrainer):
         reward: RewardConfig,
         checks: ChecksConfig,
         keep_checkpoints: int,
-        micro_batch_rows: int | None,
+        micro_batch_tokens: int | None,
         on_episodes: Callable[[int, list[Trajectory]], None],
         **kwargs: Any,
     ) -> None:
@@ -51,7 +51,7 @@ class EpisodeTrainer(GRPOTrainer):
         self.reward_config = reward
         self.checks = checks
         self.keep_checkpoints = keep_checkpoints
-        self.micro_batch_rows = micro_batch_rows
+        self.micro_batch_tokens = micro_batch_tokens
         if self.rollout.sampler.engine is not None:
             self._probe = probe(self.rollout, seeds=self.train_dataset["seed"][:_PROBE_EPISODES])
             self.rollout.on_begin = self._prove_sync
@@ -166,9 +166,11 @@ class EpisodeTrainer(GRPOTrainer):
     def _padded(
         self, values: Sequence[Sequence[Any]], *, value: float = 0, side: str = "right"
     ) -> torch.Tensor:
-        tensors = [torch.tensor(v) for v in values]
-        padded: torch.Tensor = pad(tensors, padding_value=value, padding_side=side)
-        return padded.to(self.accelerator.device)
+        kind = np.float32 if isinstance(values[0][0], float) else np.int64
+        padded = np.full((len(values), max(map(len, values))), value, dtype=kind)
+        for row, own in zip(padded, values, strict=True):
+            row[slice(-len(own), None) if side == "left" else slice(len(own))] = own
+        return torch.from_numpy(padded).to(self.accelerator.device)
 
     @torch.no_grad()
     def _logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
@@ -181,7 +183,7 @@ class EpisodeTrainer(GRPOTrainer):
             ids,
             mask,
             batch["completion_ids"].size(1),
-            batch_size=self.micro_batch_rows or self.args.per_device_train_batch_size,
+            batch_size=self._rows_at_once(ids.size(1)),
         )
         return logps
 
@@ -248,14 +250,12 @@ class EpisodeTrainer(GRPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The loss of a mini-batch; one of many rows goes through the model in parts."""
-        rows, size = inputs["prompt_ids"].size(0), self.micro_batch_rows
-        if size is None or rows <= size or not model.training:
+        """The loss of a mini-batch; one of many tokens goes through the model in parts."""
+        parts = self._parts(inputs) if model.training else []
+        if len(parts) < 2:
             whole: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
             return whole
-        order = inputs["completion_mask"].sum(1).argsort()  # of like length together
-        parts = [_narrow(inputs, order[start : start + size]) for start in range(0, rows, size)]
-        total = torch.zeros((), device=order.device)
+        total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(parts):
             share = self._share(part, inputs)
             is_last = number == len(parts) - 1
@@ -267,6 +267,28 @@ class EpisodeTrainer(GRPOTrainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         raise AssertionError("a mini-batch has rows")
+
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a mini-batch, those of like length together, in parts that fit the GPU.
+
+        Alike in every process, for TRL gathers figures of each row.
+        """
+        if self.micro_batch_tokens is None:
+            return []
+        lengths, order = (inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).sort()
+        widths = [max(column) for column in zip(*ranks.gathered([lengths.tolist()]), strict=True)]
+        parts, start = [], 0
+        for end in range(1, len(widths) + 1):
+            if end == len(widths) or end - start >= self._rows_at_once(widths[end]):
+                parts.append(_narrow(inputs, order[start:end]))
+                start = end
+        return parts
+
+    def _rows_at_once(self, width: int) -> int:
+        """How many rows of so many tokens go through the model together."""
+        if self.micro_batch_tokens is None:
+            return int(self.args.per_device_train_batch_size)
+        return max(1, self.micro_batch_tokens // width)
 
     def _share(self, part: dict[str, Any], whole: dict[str, Any]) -> float:
         """What a part's loss counts for in that of the whole: TRL's losses are sums or means."""

@@ -43,6 +43,7 @@ class VllmEngine:
             # One engine a rank, beside a process group that training has made.
             "distributed_executor_backend": "external_launcher",
             "load_format": "dummy",  # `load` brings the weights
+            "generation_config": "vllm",  # no sampling settings of the model's own
             "seed": config.seed + int(os.environ["RANK"]),
             "logprobs_mode": "processed_logprobs",  # under the temperature, as it samples
             "disable_log_stats": True,  # nobody reads them, and they cost every token
@@ -206,10 +207,8 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     Merging into the base weights and out again would let them drift in bf16.
     """
-    if not hasattr(model, "peft_config"):
-        yield from model.named_parameters()
-        return
-    base = model.get_base_model()
+    # A loaded adapter lies within the model itself, one in training in a wrapper around it.
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapted = {
         f"{name}.base_layer.weight": module
         for name, module in base.named_modules()
@@ -269,8 +268,12 @@ def _for_cpu(block_size: int) -> dict[str, Any]:
         )
     utils.dispatch_cpu_unquantized_gemm = _plain_product
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other processes have cores too
-    # The share of memory would count all that this process holds.
-    return {"kv_cache_memory_bytes": 1 << 30, "block_size": max(block_size, 32)}
+    return {
+        "block_size": max(block_size, 32),  # in multiples of 32
+        "enforce_eager": True,  # to compile takes half a minute
+        # `gpu_memory_utilization` is a share of this machine's memory, with all that we hold in it.
+        "kv_cache_memory_bytes": 1 << 30,
+    }
 
 
 def _plain_product(layer: Any, remove_weight: bool) -> None:

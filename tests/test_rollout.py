@@ -158,6 +158,25 @@ def test_a_prompt_is_the_chat_template_of_its_turns(folder: Path) -> None:
     assert chat.prompt([cut, Exchange("4|_")]) == ids
 
 
+def test_a_tools_answer_stands_as_the_template_has_it(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # As Qwen's templates do: what a tool says comes in the user's name, between tags.
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}\n"
+        "{{ '<tool_response>\n' + m.content + '\n</tool_response>' if m.role == 'tool' else "
+        "m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    )
+    chat = Chat(tokenizer)
+    first = Exchange("2|_", reply_ids=chat.reply_ids("look()"))
+    messages = [
+        {"role": "user", "content": "2|_"},
+        {"role": "assistant", "content": "look()"},
+        {"role": "tool", "content": "4|_"},
+    ]
+    template = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.decode(chat.prompt([first, Exchange("4|_", "tool")])) == template
+
+
 def test_an_observation_cannot_forge_a_message(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = Chat(tokenizer)

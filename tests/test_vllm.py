@@ -20,8 +20,8 @@ from rl_experiments.schema import CONF_DIR, Config, register
 from rl_experiments.vllm_engine import merged_weights
 from tests.conftest import SMALL, Program
 
-HALF_B = Shape(494_000_000, 24, 896, 2, 64, 151936)
-THREE_B = Shape(3_090_000_000, 36, 2048, 2, 128, 151936)
+HALF_B = Shape(494_000_000, 24, 896, 4864, 2, 64, 151936)
+THREE_B = Shape(3_090_000_000, 36, 2048, 11008, 2, 128, 151936)
 
 
 def model() -> Qwen3ForCausalLM:
@@ -67,12 +67,12 @@ def config(**changes: object) -> Config:
 
 def test_what_is_left_open_is_chosen_by_what_fits() -> None:
     large = fit(config(), HALF_B, total=139.0)
-    assert not large.sleep and large.micro_batch_rows == 64 and large.utilization < 0.2
+    assert not large.sleep and large.micro_batch_tokens > 64 * 8192 and large.utilization < 0.2
     tight = fit(config(), THREE_B, total=23.0)
-    assert tight.sleep and 1 <= tight.micro_batch_rows < 64
-    asked = config(vllm__gpu_memory_utilization=0.8, fit__micro_batch_rows=2)
+    assert tight.sleep and 8192 <= tight.micro_batch_tokens < 8 * 8192
+    asked = config(vllm__gpu_memory_utilization=0.8, fit__micro_batch_tokens=9000)
     kept = fit(asked, THREE_B, total=23.0)  # the original's settings on its A10G
-    assert (kept.utilization, kept.sleep, kept.micro_batch_rows) == (0.8, True, 2)
+    assert (kept.utilization, kept.sleep, kept.micro_batch_tokens) == (0.8, True, 9000)
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,15 @@ def test_what_is_left_open_is_chosen_by_what_fits() -> None:
         (THREE_B, 8.0, {}, "take a smaller model= or a larger gpu="),
         (
             THREE_B,
-            23.0,
+            24.0,
             {"lora": False},
             "one of these is enough: model.lora.enabled=true, a small",
         ),
         (HALF_B, 23.0, {"max_length": 262144}, "one of these is enough: model.max_length=65536,"),
-        (THREE_B, 23.0, {"micro_batch_rows": 32}, "enough: fit.micro_batch_rows=1,"),
+        (THREE_B, 23.0, {"micro_batch_tokens": 200000}, "enough: fit.micro_batch_tokens=null,"),
         (
             THREE_B,
-            23.0,
+            24.0,
             {"lora": False, "max_length": 65536},
             "together: model.lora.enabled=true, model.max_length=16384; or a smaller model=",
         ),
@@ -101,7 +101,7 @@ def test_what_cannot_fit_is_told_with_what_is_enough_to_change(
     tried = config()
     tried.model.lora.enabled = changes.get("lora", True)
     tried.model.max_length = changes.get("max_length", 8192)
-    tried.fit.micro_batch_rows = changes.get("micro_batch_rows")
+    tried.fit.micro_batch_tokens = changes.get("micro_batch_tokens")
     with pytest.raises(UserError, match=f"model=q does not fit this GPU .*{says}"):
         fit(tried, shape, total=total)
 
@@ -135,8 +135,8 @@ def test_an_error_of_memory_names_what_to_change() -> None:
             "vllm.tool_call_parser has no effect with vllm.mode=colo",
         ),
         (["vllm.mode=server", "vllm.sleep=true"], "vllm.sleep has no effect with vllm.mode=server"),
-        (["sampler=transformers", "vllm.block_size=32"], "vllm.block_size has no effect with samp"),
-        (["vllm.block_size=32", "vllm.enforce_eager=true"], ""),
+        (["sampler=transformers", "vllm.block_size=64"], "vllm.block_size has no effect with samp"),
+        (["vllm.block_size=64", "vllm.enforce_eager=true"], ""),
     ],
 )
 def test_a_setting_without_effect_in_the_mode_says_so(overrides: list[str], says: str) -> None:

@@ -1,0 +1,158 @@
+"""Models of real size made at random, with a tokenizer that counts about as Qwen's does.
+
+python -m benchmarks.models SIZE...        (0.5b, 3b or small: prints the folder of each)
+
+Their warm-up teaches the reply formats of all the benchmarks' environments, and no skill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl.chat_template_utils import qwen2_5_chat_template
+
+from benchmarks.environments import ToolGame2048, WordGame
+from environments import Environment
+from environments.game2048 import Game2048
+from environments.game2048.env import Rules
+from rl_experiments.chat import Chat, Exchange
+from rl_experiments.rollout import Trajectory, visible
+from rl_experiments.rows import to_rows
+from rl_experiments.schema import ScratchConfig
+from rl_experiments.scratch import (
+    IGNORED,
+    Example,
+    best_device,
+    cache_folder,
+    random_episodes,
+    random_model,
+    save,
+    texts_of,
+    warm_up,
+    word_tokenizer,
+)
+
+# Sizes of Qwen2.5. `small` is for trying the benchmarks on a CPU.
+_QWEN2_5 = ScratchConfig(
+    vocab_size=151936,
+    initializer_range=0.02,
+    warmup_episodes=150,
+    warmup_steps=150,
+    warmup_learning_rate=2e-4,
+)
+SIZES = {
+    "0.5b": replace(
+        _QWEN2_5,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        head_dim=64,
+    ),
+    "3b": replace(
+        _QWEN2_5,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        head_dim=128,
+        warmup_learning_rate=1e-4,
+    ),
+    "small": ScratchConfig(warmup_episodes=30, warmup_steps=200),
+}
+MOVES = 60  # the most of a game of 2048 that the warm-up shows
+# What logits are multiplied by: random moves stay random, slips of the format become rare, so that
+# games of hundreds of tokens go on to their end.
+SHARPER = 1.5
+# Tags, brackets and words apart, digits one by one, as in Qwen's vocabulary.
+_WORD = r"</?tool_(?:call|response)>| ?[A-Za-z]+|\d| ?_\|?\n?|\|| ?[^\sA-Za-z\d|_]+\n*|\s"
+_VERSION = 3  # raise when the same inputs would give another model
+
+
+def model_folder(size: str) -> Path:
+    """The folder of the model, made at the first call on a machine."""
+    folder = _folder(size)
+    if not folder.exists():  # by a process of its own, whose memory is free afterwards
+        command = [sys.executable, "-m", "benchmarks.models", size]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def _folder(size: str) -> Path:
+    identity = json.dumps([_VERSION, asdict(SIZES[size]), best_device().type], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return cache_folder() / f"benchmark-{size}-{digest}"
+
+
+def make(size: str, folder: Path) -> None:
+    """Warm a random model up on random play in each environment."""
+    scratch, started, is_small = SIZES[size], time.perf_counter(), size == "small"
+    moves = 12 if is_small else MOVES
+    # Turns that see the last four are rows of their own, so few episodes of them are as many.
+    kinds: list[tuple[Environment, int]] = [
+        (Game2048(rules=Rules.art, max_moves=moves), scratch.warmup_episodes),
+        (Game2048(rules=Rules.art, max_moves=moves, earlier_turns=4), 4),
+        (ToolGame2048(rules=Rules.art, max_moves=moves), scratch.warmup_episodes),
+        (WordGame(), scratch.warmup_episodes),
+    ]
+    played = [(env, list(random_episodes(env, count, seed=0))) for env, count in kinds]
+    texts = [text for env, episodes in played for text in texts_of(env, episodes)]
+    tools = [json.dumps(env.tools) for env, _ in kinds]
+    tokenizer = word_tokenizer([*texts, *tools, qwen2_5_chat_template], word=_WORD)
+    tokenizer.chat_template = qwen2_5_chat_template
+    examples = [row for env, episodes in played for row in _rows(tokenizer, env, episodes)]
+    model = random_model(scratch, tokenizer, seed=0)
+    warm_up(
+        model,
+        examples,
+        scratch,
+        pad_token_id=int(tokenizer.pad_token_id),
+        seed=0,
+        batch_size=16 if is_small else 64,
+    )
+    with torch.no_grad():
+        model.model.norm.weight *= SHARPER
+    save(model if is_small else model.to(torch.bfloat16), tokenizer, folder)
+    print(f"{folder}: made in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def _rows(
+    tokenizer: Any, environment: Environment, episodes: Sequence[Trajectory]
+) -> Iterator[Example]:
+    """The rows of the episodes, of which the replies are learned."""
+    chat = Chat(tokenizer, environment.system_prompt, environment.tools)
+    for episode in episodes:
+        exchanges: list[Exchange] = []
+        for turn in episode.turns:
+            exchanges.append(Exchange(turn.observation, turn.role))
+            turn.prompt_ids = chat.prompt(visible(exchanges, environment))
+            turn.reply_ids = chat.reply_ids(turn.reply)
+            exchanges[-1] = Exchange(turn.observation, turn.role, turn.reply_ids)
+        for row in to_rows(episode, [0.0] * len(episode.turns)):
+            labels = [
+                token if written else IGNORED
+                for token, written in zip(row.completion_ids, row.mask, strict=True)
+            ]
+            prompt = row.prompt_ids
+            yield Example(prompt + row.completion_ids, [IGNORED] * len(prompt) + labels)
+
+
+def main() -> None:
+    for size in sys.argv[1:]:
+        folder = _folder(size)
+        if not folder.exists():
+            make(size, folder)
+        print(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""TRL alone against this project: GRPO steps on 2048 by tool calls, same model, same batch.
+
+python -m benchmarks.trl_alone SIZE EPISODES [--moves 40] [--steps 4] [OVERRIDES...]
+
+SIZE: 0.5b, 3b, or small (on a CPU, without vLLM); EPISODES: 18 or 64 a step; moves: the most of a
+game; OVERRIDES: for the project's side. Fails if the project's steps are not twice as fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks import runs
+from benchmarks.environments import ToolGame2048, TrlGame
+from benchmarks.models import SIZES, model_folder
+from environments import training_seed
+from environments.game2048.env import Rules
+from rl_experiments.policy import lora_config
+from rl_experiments.schema import ModelConfig
+
+MOST_TOKENS = 8192  # of an episode
+REPLY_TOKENS = 32  # of a turn, for the project; TRL bounds the whole conversation
+GOAL = 2.0
+# By episodes: those of a group, and of a forward and backward pass.
+BATCHES = {18: (18, 2), 64: (8, 4), 4: (2, 2)}
+
+
+class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
+    """TRL's trainer with a watch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.figures: list[dict[str, float]] = []
+        self.sync_seconds = 0.0
+        if self.use_vllm:
+            self._sync = self.vllm_generation.sync_weights
+            self.vllm_generation.sync_weights = self._timed_sync
+
+    def _timed_sync(self) -> None:
+        started = time.perf_counter()
+        self._sync()
+        self.sync_seconds += time.perf_counter() - started
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        self.sync_seconds, started = 0.0, time.perf_counter()
+        found = super()._generate(prompts)
+        seconds = time.perf_counter() - started - self.sync_seconds
+        _, _, mask, completions, *_ = found
+        turns = [sum(m["role"] == "assistant" for m in messages) for messages in completions]
+        tokens = sum(map(sum, mask))
+        self.figures.append({"rollout s": seconds, "tokens": float(tokens), "turns": fmean(turns)})
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "step_time" in self._metrics["train"]:
+            self.figures[-1]["step s"] = fmean(self._metrics["train"]["step_time"])
+        super().log(logs, start_time)
+
+
+def trl(size: str, episodes: int, *, moves: int, steps: int) -> list[dict[str, float]]:
+    """The figures of each step of TRL's own trainer."""
+    game = ToolGame2048(rules=Rules.art, max_moves=moves)
+    group, rows = BATCHES[episodes]
+    on_gpu = torch.cuda.is_available()
+    # The seeds that the project's run has.
+    seeds = [training_seed(0, index) for index in range(episodes // group * steps)]
+    prompt = [
+        {"role": "system", "content": game.system_prompt},
+        {"role": "user", "content": ""},  # `reset` gives the board
+    ]
+    members = itertools.count()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = GRPOConfig(
+            output_dir=folder,
+            model_init_kwargs={"dtype": "bfloat16" if on_gpu else "float32"},
+            use_cpu=not on_gpu,
+            bf16=on_gpu,
+            gradient_checkpointing=on_gpu,
+            use_vllm=on_gpu,
+            vllm_mode="colocate",
+            vllm_gpu_memory_utilization=0.3,
+            vllm_max_model_length=MOST_TOKENS,
+            # Of the conversation after the first prompt, which has about 250 tokens.
+            max_completion_length=MOST_TOKENS - 512 if on_gpu else 1024,
+            max_tool_calling_iterations=moves,
+            num_generations=group,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=episodes // rows,
+            steps_per_generation=episodes // rows,
+            max_steps=steps,
+            learning_rate=1e-5,
+            beta=0.0,
+            max_grad_norm=0.1,
+            lr_scheduler_type="constant",
+            shuffle_dataset=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = TimedTrainer(
+            model=str(model_folder(size)),
+            args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": [prompt] * len(seeds), "seed": seeds}),
+            peft_config=lora_config(ModelConfig(name=size)),
+            environment_factory=lambda: TrlGame(game, member=next(members)),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return trainer.figures
+
+
+def project(
+    size: str, episodes: int, *, moves: int, steps: int, overrides: Sequence[str]
+) -> list[dict[str, float]]:
+    """The same of this project."""
+    group, rows = BATCHES[episodes]
+    run = runs.train(
+        f"beside-trl-{size}-{episodes}",
+        [
+            *runs.model(size),
+            *runs.RULES_ART,
+            "env._target_=benchmarks.environments.ToolGame2048",
+            f"env.max_moves={moves}",
+            f"model.max_length={MOST_TOKENS}",
+            f"trainer.max_completion_length={REPLY_TOKENS}",
+            f"trainer.num_generations={group}",
+            f"trainer.per_device_train_batch_size={rows}",
+            f"trainer.gradient_accumulation_steps={episodes // rows}",
+            f"trainer.steps_per_generation={episodes // rows}",
+            f"trainer.max_steps={steps}",
+            f"trainer.save_steps={steps}",
+            "trainer.learning_rate=1e-5",
+            f"trainer.gradient_checkpointing={'false' if size == 'small' else 'true'}",
+            "num_examples=1",
+            *overrides,
+        ],
+    )
+    return [
+        {
+            "rollout s": line["time/rollout"],
+            "tokens": line["rollout/tokens"],
+            "turns": line["turns"],
+            "step s": line["time/step"],
+        }
+        for line in runs.metrics(run)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("episodes", type=int, choices=BATCHES)
+    parser.add_argument("--moves", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("overrides", nargs="*")
+    told = parser.parse_intermixed_args()
+    bounds = {"moves": told.moves, "steps": told.steps}
+    found = {
+        "this project": project(told.size, told.episodes, **bounds, overrides=told.overrides),
+        "TRL alone": trl(told.size, told.episodes, **bounds),
+    }
+    print(f"2048 by tool calls, at most {told.moves} moves; the first step by itself")
+    rows = [
+        row
+        for name, figures in found.items()
+        for row in (_row(f"{name}, first step", figures[:1]), _row(name, figures[1:]))
+    ]
+    print(runs.table(rows))
+    ratio = rows[3]["step s"] / rows[1]["step s"]
+    print(f"{told.size}, {told.episodes} episodes: a step is {ratio:.2f} times faster than TRL's")
+    sys.exit(ratio < GOAL)
+
+
+def _row(name: str, figures: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Means over steps."""
+    row: dict[str, Any] = {"": name}
+    for key in ("step s", "rollout s", "turns", "tokens"):
+        row[key] = fmean(step[key] for step in figures)
+    return {**row, "rollout tokens/s": row["tokens"] / row["rollout s"]}
+
+
+if __name__ == "__main__":
+    main()
