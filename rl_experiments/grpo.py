@@ -63,7 +63,7 @@ def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
         if not os.environ.get("WANDB_API_KEY"):
             os.environ.setdefault("WANDB_MODE", "offline")
     try:
-        return GRPOConfig(
+        arguments = GRPOConfig(
             output_dir=str(run.checkpoints),
             run_name=run.folder.parent.name + "-" + run.folder.name,
             seed=config.seed,
@@ -83,6 +83,9 @@ def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"trainer: {one_line(str(error))}") from None
+    # One process uses one GPU, also where it sees others; `gpu.count` starts more of them.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def build_trainer(

@@ -152,6 +152,7 @@ def warm_up(
     if parameters > _LARGE:
         model.gradient_checkpointing_enable()
     model.train()
+    loss = torch.zeros(())
     for _ in range(steps):
         batch = _batch(rng, examples, size=batch_size, most_tokens=most_tokens)
         width = max(len(example.ids) for example in batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,8 @@ class VllmEngine:
             raise UserError(
                 f"vllm: the engine cannot start: {one_line(str(error))[:400]}"
             ) from None
+        if os.environ["WORLD_SIZE"] == "1":
+            atexit.register(_leave_group)
         self.asleep = False
         self.policy_version: int | None = None
         self.sync_seconds = 0.0
@@ -278,6 +281,12 @@ def _for_cpu(block_size: int) -> dict[str, Any]:
 
 def _plain_product(layer: Any, remove_weight: bool) -> None:
     layer.cpu_linear = torch.nn.functional.linear
+
+
+def _leave_group() -> None:
+    """The process group of one that vLLM has made: torch warns of one that is left open."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _hash_algorithm() -> str:
