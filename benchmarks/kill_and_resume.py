@@ -22,10 +22,10 @@ def main() -> None:
     settings = [
         *runs.model(size),
         *runs.RULES_ART,
-        *("env.max_moves=20", "env.earlier_turns=4", "model.max_length=2048"),
+        *("env.max_moves=10", "env.earlier_turns=4", "model.max_length=2048"),
         *("trainer.num_generations=8", "trainer.per_device_train_batch_size=8"),
         *("trainer.gradient_accumulation_steps=4", "trainer.max_completion_length=16"),
-        *(f"trainer.max_steps={STEPS}", "trainer.save_steps=1", "num_examples=8"),
+        *(f"trainer.max_steps={STEPS}", "trainer.save_steps=1", "num_examples=4"),
         *overrides,
     ]
     name = runs.name_of("killed")

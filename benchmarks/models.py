@@ -46,7 +46,7 @@ _QWEN2_5 = ScratchConfig(
     vocab_size=151936,
     initializer_range=0.02,
     warmup_episodes=150,
-    warmup_steps=150,
+    warmup_steps=250,
     warmup_learning_rate=2e-4,
 )
 SIZES = {
@@ -70,12 +70,15 @@ SIZES = {
     "small": ScratchConfig(warmup_episodes=30, warmup_steps=200),
 }
 MOVES = 60  # the most of a game of 2048 that the warm-up shows
+# One episode in so many is shown to its end, of the others the first turns: a step then has several
+# of each kind, and the format is learned at great lengths all the same.
+WHOLE, SHORT = 4, 10
 # What logits are multiplied by: random moves stay random, slips of the format become rare, so that
 # games of hundreds of tokens go on to their end.
 SHARPER = 1.5
 # Tags, brackets and words apart, digits one by one, as in Qwen's vocabulary.
 _WORD = r"</?tool_(?:call|response)>| ?[A-Za-z]+|\d| ?_\|?\n?|\|| ?[^\sA-Za-z\d|_]+\n*|\s"
-_VERSION = 3  # raise when the same inputs would give another model
+_VERSION = 4  # raise when the same inputs would give another model
 
 
 def model_folder(size: str) -> Path:
@@ -130,8 +133,10 @@ def _rows(
 ) -> Iterator[Example]:
     """The rows of the episodes, of which the replies are learned."""
     chat = Chat(tokenizer, environment.system_prompt, environment.tools)
-    for episode in episodes:
+    for number, episode in enumerate(episodes):
         exchanges: list[Exchange] = []
+        if number % WHOLE:
+            del episode.turns[SHORT:]
         for turn in episode.turns:
             exchanges.append(Exchange(turn.observation, turn.role))
             turn.prompt_ids = chat.prompt(visible(exchanges, environment))

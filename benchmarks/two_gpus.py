@@ -11,7 +11,7 @@ from statistics import fmean
 
 from benchmarks import runs
 
-GROUPS, GROUP, ROWS = 8, 8, 8  # of a generation; episodes in one; episodes a pass, all GPUs
+GROUPS, GROUP, ROWS = 8, 8, 16  # of a generation; episodes in one; episodes a pass, all GPUs
 STEPS = 4
 PATIENCE = 400.0  # seconds
 

@@ -49,15 +49,24 @@ class Chat:
         """Tokens up to the point where the reply to the last exchange begins."""
         ids = [*self._head, *self._encoded(exchanges[0].observation), *self._tail]
         for before, exchange in pairwise(exchanges):
-            reply_ids = before.reply_ids
-            opening, closing_too, tail = self._around.get(exchange.role) or self._role(
-                exchange.role
-            )
-            ids += reply_ids
-            ids += opening if reply_ids and reply_ids[-1] == self._eos else closing_too
-            ids += self._encoded(exchange.observation)
-            ids += tail
+            self._follow(ids, before, exchange)
         return ids
+
+    def following(
+        self, prompt_ids: Sequence[int], before: Exchange, exchange: Exchange
+    ) -> list[int]:
+        """The prompt of a turn from that of the turn before it, of which all is shown."""
+        ids = list(prompt_ids)
+        self._follow(ids, before, exchange)
+        return ids
+
+    def _follow(self, ids: list[int], before: Exchange, exchange: Exchange) -> None:
+        reply_ids = before.reply_ids
+        opening, closing_too, tail = self._around.get(exchange.role) or self._role(exchange.role)
+        ids += reply_ids
+        ids += opening if reply_ids and reply_ids[-1] == self._eos else closing_too
+        ids += self._encoded(exchange.observation)
+        ids += tail
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of plain text; what looks like a special token stays text."""

@@ -20,11 +20,13 @@ _GIB = 1 << 30
 _RESERVE = 3.0  # GiB: CUDA contexts, graphs, fragments
 _ENGINE_RESERVE = 4.0  # GiB: the engine's activations and graphs beside weights and cache
 # Bytes of activations kept a token and layer, for each unit of hidden and of intermediate size:
-# bf16, norms in fp32. With checkpointing a layer keeps its input alone, in fp32 at most.
-_KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_CHECKPOINTED = 32, 10, 4
+# bf16, norms in fp32; a third above what was measured (benchmarks/README.md). With checkpointing a
+# layer keeps its input alone, in fp32 at most.
+_KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_CHECKPOINTED = 20, 8, 4
 _LOGITS = 12  # bytes a token and vocabulary entry of the chunk whose loss is computed
 _LOGIT_TOKENS = 4096  # tokens of such a chunk
 _SERVER_UTILIZATION = 0.9  # of a GPU that nothing else uses
+_ROOMY = 32768  # tokens at once from which nothing is gained by fewer activations
 _SAFE = 0.8  # of the room that seems left: parts of unlike lengths are padded
 _LAST = ("a smaller model=", "a larger gpu=")  # where no other setting helps
 
@@ -69,6 +71,7 @@ class Fit:
     utilization: float
     sleep: bool
     micro_batch_tokens: int
+    gradient_checkpointing: bool
     parts: dict[str, float]
 
     def __str__(self) -> str:
@@ -76,7 +79,8 @@ class Fit:
         return (
             f"GPU memory (GiB): {parts}; vllm.gpu_memory_utilization={self.utilization:.2f}, "
             f"vllm.sleep={str(self.sleep).lower()}, "
-            f"fit.micro_batch_tokens={self.micro_batch_tokens}"
+            f"fit.micro_batch_tokens={self.micro_batch_tokens}, "
+            f"trainer.gradient_checkpointing={str(self.gradient_checkpointing).lower()}"
         )
 
 
@@ -85,6 +89,13 @@ def fit(config: Config, shape: Shape, *, total: float, trains: bool = True) -> F
 
     An estimate: weights, gradients, optimizer states and cache to the byte, activations by a rule.
     """
+    if trains and config.trainer.gradient_checkpointing is None:
+        kept, again = copy.deepcopy(config), copy.deepcopy(config)
+        kept.trainer.gradient_checkpointing, again.trainer.gradient_checkpointing = False, True
+        chosen = _choose(kept, _Needs.of(kept, shape, trains=True), total)
+        if chosen and not chosen.sleep and chosen.micro_batch_tokens >= _ROOMY:
+            return chosen
+        return fit(again, shape, total=total)
     needs = _Needs.of(config, shape, trains=trains)
     chosen = _choose(config, needs, total)
     if chosen is not None:
@@ -179,8 +190,7 @@ def _choose(config: Config, needs: _Needs, total: float) -> Fit | None:
         served = config.vllm.tensor_parallel_size * engine * total
         if fixed + rows > total or least_engine > served:
             return None
-        left = total - fixed
-        return Fit(engine, False, _tokens(config, left, needs), needs.told(total))
+        return _fit(config, needs, total, engine, sleep=False, left=total - fixed)
     if least_engine > total - needs.weights - _RESERVE or fixed + rows > total:
         return None
     # Beside the update if both fit with room for its rows; else one after the other.
@@ -197,13 +207,19 @@ def _choose(config: Config, needs: _Needs, total: float) -> Fit | None:
     left = total - fixed - (0.0 if sleep else utilization * total)
     if left < rows:
         return None
-    return Fit(utilization, sleep, _tokens(config, left, needs), needs.told(total))
+    return _fit(config, needs, total, utilization, sleep=sleep, left=left)
 
 
-def _tokens(config: Config, left: float, needs: _Needs) -> int:
-    if config.fit.micro_batch_tokens is not None:
-        return config.fit.micro_batch_tokens
-    return int(_SAFE * left / needs.a_token) if needs.a_token else config.model.max_length
+def _fit(
+    config: Config, needs: _Needs, total: float, utilization: float, *, sleep: bool, left: float
+) -> Fit:
+    """The choice in full, `left` being the room for activations."""
+    tokens = config.fit.micro_batch_tokens
+    if tokens is None:
+        longest = config.model.max_length
+        tokens = max(longest, int(_SAFE * left / needs.a_token)) if needs.a_token else longest
+    checkpointing = bool(config.trainer.gradient_checkpointing)
+    return Fit(utilization, sleep, tokens, checkpointing, needs.told(total))
 
 
 def _changes(config: Config | DictConfig) -> Iterator[tuple[str, Callable[[Config], None]]]:

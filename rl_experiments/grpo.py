@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from environments import training_seed
 from rl_experiments import ranks
 from rl_experiments.check import Experiment, generation_steps
 from rl_experiments.errors import UserError, did_you_mean, one_line
-from rl_experiments.policy import Policy, lora_config
+from rl_experiments.policy import Policy, lora_config, uses_vllm
 from rl_experiments.rollout import Trajectory
 from rl_experiments.run import Run
 from rl_experiments.schema import Config
@@ -51,6 +52,10 @@ def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
     settings = {name: getattr(config.trainer, name) for name in own}
     settings = {k: getattr(v, "value", v) for k, v in settings.items()}  # enums by their value
     settings["save_total_limit"] = None  # old checkpoints go once a new one is whole
+    if settings["gradient_checkpointing"] is None:  # `build_trainer` chooses where it can
+        settings["gradient_checkpointing"] = torch.cuda.is_available()
+    if uses_vllm(config):
+        _merge(settings)
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     for key in config.trainer.extra:
         if key not in known:
@@ -88,11 +93,25 @@ def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
     return arguments
 
 
+def _merge(settings: dict[str, Any]) -> None:
+    """Make the passes of an optimizer step one, which is split again by what fits the GPU.
+
+    The same update: TRL's losses are sums or means over batches of equal size. A pass costs a third
+    of a second however little is in it.
+    """
+    passes = math.gcd(settings["gradient_accumulation_steps"], settings["steps_per_generation"])
+    settings["per_device_train_batch_size"] *= passes
+    settings["gradient_accumulation_steps"] //= passes
+    settings["steps_per_generation"] //= passes
+
+
 def build_trainer(
     experiment: Experiment, run: Run, policy: Policy, arguments: GRPOConfig
 ) -> EpisodeTrainer:
     """The trainer of the policy on the experiment's episodes, its checkpoints in the run."""
     config = experiment.config
+    if policy.fit is not None:
+        arguments.gradient_checkpointing = policy.fit.gradient_checkpointing
     groups = arguments.generation_batch_size // arguments.num_generations
     generations = -(-arguments.max_steps // generation_steps(config.trainer))
     seeds = [training_seed(config.seed, index) for index in range(groups * generations)]

@@ -220,7 +220,11 @@ class Rollout:
         """Queue the episode's present turn; False when it is over, or has grown too long."""
         if episode.over:
             return False
-        prompt_ids = self.chat.prompt(episode.exchanges())
+        exchanges, turns = episode.exchanges(), episode.trajectory.turns
+        if len(turns) > 1 and len(exchanges) == len(turns):  # all is shown
+            prompt_ids = self.chat.following(turns[-2].prompt_ids, *exchanges[-2:])
+        else:
+            prompt_ids = self.chat.prompt(exchanges)
         if len(prompt_ids) + self.max_new_tokens > self.max_length:
             episode.truncate()
             return False

@@ -151,7 +151,7 @@ class TrainerConfig:
     warmup_steps: int = 0
     save_steps: int = 1  # optimizer steps between checkpoints
     save_total_limit: int = 2
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = False  # null: where memory asks for it
     extra: dict[str, Any] = field(default_factory=dict)
 
 

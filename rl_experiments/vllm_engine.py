@@ -57,8 +57,7 @@ class VllmEngine:
             raise UserError(
                 f"vllm: the engine cannot start: {one_line(str(error))[:400]}"
             ) from None
-        if os.environ["WORLD_SIZE"] == "1":
-            atexit.register(_leave_group)
+        atexit.register(self.close)
         self.asleep = False
         self.policy_version: int | None = None
         self.sync_seconds = 0.0
@@ -91,7 +90,10 @@ class VllmEngine:
         return VllmSampler(self, model, **settings)
 
     def close(self) -> None:
-        """It ends with the process."""
+        self._engine.engine_core.shutdown()
+        # The process group that vLLM has made for us alone: torch warns of one that is left open.
+        if os.environ["WORLD_SIZE"] == "1" and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     def drain(self) -> None:
         """Take in the step that vLLM began ahead, before it knew that the last turn was done."""
@@ -281,12 +283,6 @@ def _for_cpu(block_size: int) -> dict[str, Any]:
 
 def _plain_product(layer: Any, remove_weight: bool) -> None:
     layer.cpu_linear = torch.nn.functional.linear
-
-
-def _leave_group() -> None:
-    """The process group of one that vLLM has made: torch warns of one that is left open."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _hash_algorithm() -> str:
