@@ -48,36 +48,30 @@ def log_episodes(run: Run, step: int, episodes: list[Trajectory]) -> None:
 
 def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
     """TRL's arguments from the `trainer` settings."""
-    own = {field.name for field in dataclasses.fields(config.trainer)} - {"extra"}
+    own = {field.name for field in dataclasses.fields(config.trainer)} - {"extra", "target"}
     settings = {name: getattr(config.trainer, name) for name in own}
     settings = {k: getattr(v, "value", v) for k, v in settings.items()}  # enums by their value
     settings["save_total_limit"] = None  # old checkpoints go once a new one is whole
     if settings["gradient_checkpointing"] is None:  # `build_trainer` chooses where it can
         settings["gradient_checkpointing"] = torch.cuda.is_available()
     if uses_vllm(config):
-        _merge(settings)
+        merge(settings)
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     for key in config.trainer.extra:
         if key not in known:
             raise UserError(
                 f"trainer.extra.{key}: TRL has no such setting{did_you_mean(key, known)}"
             )
-    if "wandb" in config.logger.report_to:
-        os.environ.setdefault("WANDB_PROJECT", config.logger.project)
-        os.environ.setdefault("WANDB_DIR", str(run.folder))
-        if not os.environ.get("WANDB_API_KEY"):
-            os.environ.setdefault("WANDB_MODE", "offline")
     try:
         arguments = GRPOConfig(
             output_dir=str(run.checkpoints),
-            run_name=run.folder.parent.name + "-" + run.folder.name,
             seed=config.seed,
             use_cpu=not torch.cuda.is_available(),
             bf16=config.model.dtype.value == "bfloat16" and torch.cuda.is_available(),
             logging_steps=generation_steps(config.trainer),
             logging_nan_inf_filter=False,
             shuffle_dataset=False,  # the seeds are random as they are
-            report_to=list(config.logger.report_to) or "none",
+            report_to="none",  # the run has loggers of its own
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
             # Processes exchange their gradients and nothing else.
@@ -93,7 +87,7 @@ def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
     return arguments
 
 
-def _merge(settings: dict[str, Any]) -> None:
+def merge(settings: dict[str, Any]) -> None:
     """Make the passes of an optimizer step one, which is split again by what fits the GPU.
 
     The same update: TRL's losses are sums or means over batches of equal size. A pass costs a third

@@ -106,7 +106,8 @@ def load_policy(
         return Policy(model, tokenizer, path, notes=tuple(notes))
     base = _base_folder(path)
     chosen = fit(config, Shape.of(base), total=_memory_gib(config), trains=trains)
-    notes.append(str(chosen))
+    if torch.cuda.is_available():
+        notes.append(str(chosen))
     engine: Engine
     if serves:
         from rl_experiments.vllm_server import VllmServer

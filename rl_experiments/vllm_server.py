@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import hashlib
 import importlib.util
 import json
 import logging
@@ -389,8 +388,8 @@ class ServerSampler:
         return {"time/sync": self.engine.sync_seconds, "engine/cache_use": self._cache_use}
 
     async def _turn(self, request: Request, *, policy_version: int | None) -> Completion:
-        seed = int.from_bytes(hashlib.sha256(request.stream.encode()).digest()[:4], "big")
-        body = {**self._settings, "prompt": request.prompt_ids, "seed": seed}
+        # No seed of its own: vLLM would draw turn by turn, and cannot always do so on a CPU.
+        body = {**self._settings, "prompt": request.prompt_ids}
         choice = (await self.engine.complete(body))["choices"][0]
         return Completion(
             key=request.key,

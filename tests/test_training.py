@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 from rl_experiments.checkpoint import is_whole, latest
+from rl_experiments.grpo import merge
 from tests.conftest import SMALL, Program, command
 
 
@@ -165,6 +166,29 @@ def test_a_mini_batch_in_parts_learns_the_same(
     first, second = (metrics(tmp_path / f"runs/{name}/0")[-1] for name in ("all", "some"))
     assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3)
     assert whole[-1]["grad_norm"] > 0 and first["grad_norm"] > 0  # there was something to learn
+
+
+def test_passes_that_are_merged_into_one_make_the_same_update(
+    program: Program, tmp_path: Path
+) -> None:
+    """On a GPU an optimizer step is one pass, split by memory alone."""
+    passes = {"trainer.per_device_train_batch_size": 2, "trainer.gradient_accumulation_steps": 4}
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    settings["steps_per_generation"] = 4
+    merge(settings)
+    assert list(settings.values()) == [8, 1, 1]
+    for name, given in (
+        ("four", passes),
+        ("one", {f"trainer.{k}": v for k, v in settings.items()}),
+    ):
+        words = [f"{key}={value}" for key, value in given.items()]
+        words += [] if name == "one" else ["trainer.steps_per_generation=4"]
+        done = program(*SMALL, "trainer.save_steps=1", *words, f"name={name}")
+        assert done.returncode == 0, done.stderr
+    four, one = metrics(tmp_path / "runs/four/0"), metrics(tmp_path / "runs/one/0")
+    for first, second in zip(four, one, strict=True):
+        assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3)
+        assert second["reward"] == pytest.approx(first["reward"])
 
 
 def kill_when(
