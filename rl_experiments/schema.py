@@ -152,6 +152,7 @@ class TrainerConfig:
     save_steps: int = 1  # optimizer steps between checkpoints
     save_total_limit: int = 2
     gradient_checkpointing: bool | None = False  # null: where memory asks for it
+    target: str | None = None  # package.module:function(config, run), which trains instead of GRPO
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -187,8 +188,12 @@ class EvaluationConfig:
 
 @dataclass
 class LoggerConfig:
+    """`report_to`: wandb, trackio, tensorboard; several of them, or none."""
+
     report_to: list[str] = field(default_factory=list)
-    project: str = "rl-experiments"
+    project: str = "rl-experiments"  # in W&B and Trackio
+    entity: str | None = None  # W&B's team; null: the key's own
+    tags: list[str] = field(default_factory=list)  # W&B's
 
 
 class SamplerKind(Enum):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, SupportsFloat
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rl_experiments import checkpoint, interrupts, ranks
+from rl_experiments import checkpoint, interrupts, loggers, ranks
 from rl_experiments.check import Experiment, check
-from rl_experiments.errors import UserError, task
+from rl_experiments.errors import UserError, one_line, task
 from rl_experiments.evaluate import Evaluation, evaluation_temperature
 from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
@@ -21,15 +23,25 @@ from rl_experiments.schema import Config, default_model
 def train(cfg: DictConfig) -> float:
     """Train a policy in Hydra's output folder. Returns its win rate on unseen seeds."""
     experiment = check(cfg)
+    loggers.check(experiment.config.logger)
+    own = _function(experiment.config.trainer.target)
     run = Run.open(cfg)
     progress = Progress()
     progress.print(f"Model: {_model_choice(experiment.config)}")
     try:
-        evaluation = _train(experiment, run, progress)
+        with loggers.logged(run, cfg, experiment.config, progress) as logged:
+            if own is not None:
+                metric = own(cfg, logged)
+            else:
+                evaluation = _train(experiment, logged, progress)
+            logged.log_results()
     except BaseException as error:
         if interrupts.caused(error):
             raise KeyboardInterrupt(_stopped(run)) from None
         raise
+    if own is not None:
+        progress.print(f"Run folder: {run.folder}")
+        return metric
     progress.print(evaluation.table())
     if experiment.config.model.scratch is not None:
         progress.print(
@@ -82,6 +94,28 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     if ranks.is_first():
         learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
     return evaluation
+
+
+def _function(target: str | None) -> Callable[[DictConfig, Run], float] | None:
+    """What `trainer.target=package.module:function` names."""
+    if target is None:
+        return None
+    module, _, name = target.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(
+            f"trainer.target={target} cannot be imported: {reason}; give package.module:function"
+        ) from None
+
+    def run_it(cfg: DictConfig, run: Run) -> float:
+        metric = found(cfg, run)
+        if not isinstance(metric, SupportsFloat):
+            raise UserError(f"trainer.target={target}: returned {metric!r}; return the metric")
+        return float(metric)
+
+    return run_it
 
 
 def _model_choice(config: Config) -> str:
