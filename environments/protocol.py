@@ -49,7 +49,8 @@ class Environment(ABC):
     # Whether its moves wait for others (a judge, a tool): then each is made in a thread, and
     # several instances move at once.
     is_slow: ClassVar[bool] = False
-    # Scripted policies by name. "random" is required: replies in the right format, without skill.
+    # Scripted policies by name. "random" is required: replies in the right format, without skill;
+    # "oracle" is the one that knows the answer, where there is one.
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {}
 
     @property
@@ -66,6 +67,11 @@ class Environment(ABC):
     def earlier_turns_shown(self) -> int | None:
         """How many turns before the present one the policy sees; None for all of them."""
         return None
+
+    @property
+    def category(self) -> str:
+        """The kind of the present episode's task, by which results are told apart; empty for one."""
+        return ""
 
     @abstractmethod
     def reset(self, seed: int, *, member: int = 0) -> str:
