@@ -70,7 +70,7 @@ class Environment(ABC):
 
     @property
     def category(self) -> str:
-        """The kind of the present episode's task, by which results are told apart; empty for one."""
+        """The kind of the present episode's task, if there are several; results tell them apart."""
         return ""
 
     @abstractmethod

@@ -19,10 +19,10 @@ from rl_experiments.schema import Config, VllmMode
 _GIB = 1 << 30
 _RESERVE = 3.0  # GiB: CUDA contexts, graphs, fragments
 _ENGINE_RESERVE = 4.0  # GiB: the engine's activations and graphs beside weights and cache
-# Bytes of activations kept a token and layer, for each unit of hidden and of intermediate size:
-# bf16, norms in fp32; a third above what was measured (benchmarks/README.md). With checkpointing a
-# layer keeps its input alone, in fp32 at most.
-_KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_CHECKPOINTED = 20, 8, 4
+# Bytes of activations that autograd keeps a token and layer, for each unit of the width of hidden
+# states, of the feed-forward part and of keys: bf16, norms in fp32; with checkpointing a layer's
+# input alone, in fp32 at most. tests/test_vllm.py counts them.
+_KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_KEYS, _KEPT_CHECKPOINTED = 41, 8, 17, 4
 _LOGITS = 12  # bytes a token and vocabulary entry of the chunk whose loss is computed
 _LOGIT_TOKENS = 4096  # tokens of such a chunk
 _SERVER_UTILIZATION = 0.9  # of a GPU that nothing else uses
@@ -153,7 +153,7 @@ class _Needs:
         update = adapters * (4 + 4 + 8) if lora.enabled else shape.parameters * (4 + 8)
         length = config.vllm.max_model_len or config.model.max_length
         episodes = config.trainer.per_device_train_batch_size * config.trainer.steps_per_generation
-        a_token = _token_bytes(config, shape) / _GIB if trains else 0.0
+        a_token = token_bytes(config, shape) / _GIB if trains else 0.0
         own = shape.parameters * masters if config.vllm.mode is VllmMode.colocate or trains else 0
         return cls(
             weights=own / _GIB,
@@ -249,8 +249,10 @@ def _change(name: str, value: Any) -> tuple[str, Callable[[Config], None]]:
     return f"{name}={json.dumps(value)}", change
 
 
-def _token_bytes(config: Config, shape: Shape) -> float:
-    a_layer = _KEPT_HIDDEN * shape.hidden + _KEPT_INTERMEDIATE * shape.intermediate
+def token_bytes(config: Config, shape: Shape) -> float:
+    """Of activations that a token keeps until the backward pass."""
+    keys = _KEPT_KEYS * shape.kv_heads * shape.head_dim
+    a_layer = _KEPT_HIDDEN * shape.hidden + _KEPT_INTERMEDIATE * shape.intermediate + keys
     if config.trainer.gradient_checkpointing:  # and the layer that is computed again
         return float(_KEPT_CHECKPOINTED * shape.hidden * shape.layers + a_layer)
     return float(a_layer * shape.layers)

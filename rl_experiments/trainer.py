@@ -97,11 +97,10 @@ class EpisodeTrainer(GRPOTrainer):
             )
         self._log_episodes(everyones)
         batch = self._tensors(rows)
-        with self.phases("log_probs"):
-            self._compare_logps(batch)
+        self._differences = []
+        self._is_compared = False
         if self.beta != 0.0:
-            with self.phases("log_probs"):
-                batch["ref_per_token_logps"] = self._reference_logps(batch)
+            batch["ref_per_token_logps"] = self._reference_logps(batch)
         self._check(everyones)
         return batch
 
@@ -146,8 +145,8 @@ class EpisodeTrainer(GRPOTrainer):
             "num_items_in_batch": self.accelerator.gather(mask.sum()).sum(),
             "sampling_per_token_logps": self._padded([row.logprobs for row in rows]),
         }
-        # The behaviour policy of the importance ratio is the sampler itself; `_compare_logps` holds
-        # it to the trainer's policy.
+        # The behaviour policy of the importance ratio is the sampler itself; `_compare` holds it to
+        # the trainer's policy.
         batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
         return batch
 
@@ -193,17 +192,25 @@ class EpisodeTrainer(GRPOTrainer):
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             return self._logps(self.model, batch)
 
-    def _compare_logps(self, batch: dict[str, Any]) -> None:
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        with self.phases("log_probs"):
+            found: tuple[Any, ...] = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logps_of_loss = found[0].detach()
+        return found
+
+    def _compare(self, part: dict[str, Any], *, is_last: bool) -> None:
         """Stop when the sampler is not the policy: its log-probabilities are not the trainer's.
 
-        Measured on one mini-batch of rows, spread over the batch.
+        They are those of the first loss after a rollout, on weights that have not changed since.
         """
-        every = slice(None, None, self.args.steps_per_generation)
-        rows = {name: batch[name][every] for name in batch if name != "num_items_in_batch"}
-        mask = rows["tool_mask"].bool()
-        trained = self._logps(self.model, rows)
-        difference = (trained - rows["sampling_per_token_logps"])[mask].abs()
-        mean, worst = self._everywhere(difference)
+        if self._is_compared:
+            return
+        difference = (self._logps_of_loss - part["sampling_per_token_logps"]).abs()
+        self._differences.append(difference[part["tool_mask"].bool()])
+        if not is_last:
+            return
+        self._is_compared = True
+        mean, worst = self._everywhere(torch.cat(self._differences))
         self._record("sampling/sampling_logp_difference/mean", mean)
         self._record("sampling/sampling_logp_difference/max", worst)
         limit = self.checks.max_logp_difference
@@ -218,14 +225,13 @@ class EpisodeTrainer(GRPOTrainer):
         """Stop when the engine, just given the weights, does not think what the trainer thinks."""
         engine = self.rollout.sampler.engine
         assert engine is not None
-        with self.phases("log_probs"):
-            batch = self._ids([Row(prompt, reply) for prompt, reply in self._probe])
-            temperature: float = self.args.temperature
-            self.temperature = 1.0
-            with self.accelerator.autocast():
-                trained = self._logps(self.model, batch)
-            self.temperature = temperature
-            found = self._padded(engine.logprobs(self._probe))
+        batch = self._ids([Row(prompt, reply) for prompt, reply in self._probe])
+        temperature: float = self.args.temperature
+        self.temperature = 1.0
+        with self.accelerator.autocast():
+            trained = self._logps(self.model, batch)
+        self.temperature = temperature
+        found = self._padded(engine.logprobs(self._probe))
         difference = (trained - found)[batch["completion_mask"].bool()].abs()
         mean, _ = self._everywhere(difference)
         self._record("sampling/sync_logp_difference/mean", mean)
@@ -254,6 +260,7 @@ class EpisodeTrainer(GRPOTrainer):
         parts = self._parts(inputs) if model.training else []
         if len(parts) < 2:
             whole: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
+            self._compare(inputs, is_last=True)
             return whole
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(parts):
@@ -261,6 +268,7 @@ class EpisodeTrainer(GRPOTrainer):
             is_last = number == len(parts) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 loss = super().compute_loss(model, part, False, num_items_in_batch) * share
+                self._compare(part, is_last=is_last)
                 if is_last:
                     last: torch.Tensor = total + loss  # whose backward pass is the caller's
                     return last

@@ -14,9 +14,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rl_experiments.check import check
 from rl_experiments.errors import UserError, task
-from rl_experiments.fit import Shape, fit
+from rl_experiments.fit import Shape, fit, token_bytes
 from rl_experiments.policy import without_effect
 from rl_experiments.schema import CONF_DIR, Config, register
+from rl_experiments.schema import LoraConfig as LoraSettings
 from rl_experiments.vllm_engine import merged_weights
 from tests.conftest import SMALL, Program
 
@@ -73,6 +74,51 @@ def test_what_is_left_open_is_chosen_by_what_fits() -> None:
     asked = config(vllm__gpu_memory_utilization=0.8, fit__micro_batch_tokens=9000)
     kept = fit(asked, THREE_B, total=23.0)  # the original's settings on its A10G
     assert (kept.utilization, kept.sleep, kept.micro_batch_tokens) == (0.8, True, 9000)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_activations_reckoned_with_are_those_that_are_kept(
+    lora: bool, checkpointing: bool
+) -> None:
+    found = [
+        kept_bytes(layers, tokens, lora=lora, checkpointing=checkpointing)
+        for layers in (2, 6)
+        for tokens in (256, 1024)
+    ]
+    a_layer = ((found[3] - found[2]) - (found[1] - found[0])) / 4 / 768  # no weights, no embeddings
+    asked = config(trainer__gradient_checkpointing=checkpointing)
+    reckoned = [token_bytes(asked, Shape(0, n, 128, 512, 1, 64, 50)) for n in (2, 6)]
+    assert 1.0 <= (reckoned[1] - reckoned[0]) / 4 / a_layer < (2.1 if checkpointing else 1.5)
+
+
+def kept_bytes(layers: int, tokens: int, *, lora: bool, checkpointing: bool) -> int:
+    """Of what autograd keeps for the backward pass."""
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = Qwen3Config(vocab_size=50, num_hidden_layers=layers, **sizes, **heads)
+    policy = Qwen3ForCausalLM(shape)
+    if lora:
+        adapter = LoraConfig(r=8, target_modules=list(LoraSettings().target_modules))
+        policy = get_peft_model(policy.to(torch.bfloat16), adapter)
+        policy.enable_input_require_grads()
+    policy.train()
+    if checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.zeros((4, tokens // 4), dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        policy(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize(
