@@ -32,7 +32,7 @@ SETTINGS = [
     *(f"model.scratch.{key}={getattr(SIZES['0.5b'], key)}" for key in KEYS),
     *runs.EASY,
     # 64 episodes a generation, in groups of 8; 8 updates of them.
-    *("trainer.max_steps=88", "trainer.save_steps=88", "num_examples=400"),
+    *("trainer.max_steps=88", "checkpoint.every_steps=88", "num_examples=400"),
 ]
 KINDS = {
     "full": ["model.lora.enabled=false", "trainer.learning_rate=1e-4"],

@@ -25,7 +25,7 @@ def main() -> None:
         *("env.max_moves=10", "env.earlier_turns=4", "model.max_length=2048"),
         *("trainer.num_generations=8", "trainer.per_device_train_batch_size=8"),
         *("trainer.gradient_accumulation_steps=4", "trainer.max_completion_length=16"),
-        *(f"trainer.max_steps={STEPS}", "trainer.save_steps=1", "num_examples=4"),
+        *(f"trainer.max_steps={STEPS}", "checkpoint.every_steps=1", "num_examples=4"),
         *overrides,
     ]
     name = runs.name_of("killed")

@@ -61,7 +61,7 @@ def stops(case: str, size: str, overrides: list[str]) -> bool:
         *("trainer.learning_rate=1e-3", "trainer.max_grad_norm=1.0", "trainer.max_steps=24"),
         *("trainer.num_generations=8", "trainer.per_device_train_batch_size=8"),
         *("trainer.gradient_accumulation_steps=4", "trainer.max_completion_length=16"),
-        *("trainer.save_steps=24", "num_examples=4", *overrides),
+        *("checkpoint.every_steps=24", "num_examples=4", *overrides),
     ]
     command = [sys.executable, "-m", "benchmarks.sync_fault", *settings]
     environment = {**os.environ, _PLANTED: case}

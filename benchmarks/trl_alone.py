@@ -141,7 +141,7 @@ def project(
             f"trainer.gradient_accumulation_steps={episodes // rows}",
             f"trainer.steps_per_generation={episodes // rows}",
             f"trainer.max_steps={steps}",
-            f"trainer.save_steps={steps}",
+            f"checkpoint.every_steps={steps}",
             "trainer.learning_rate=1e-5",
             "num_examples=1",
             *overrides,

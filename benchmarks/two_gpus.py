@@ -29,7 +29,7 @@ def settings(size: str, gpus: int) -> list[str]:
             f"trainer.{key}={passes}"
             for key in ("gradient_accumulation_steps", "steps_per_generation")
         ),
-        *(f"trainer.max_steps={STEPS}", f"trainer.save_steps={STEPS}", "num_examples=8"),
+        *(f"trainer.max_steps={STEPS}", f"checkpoint.every_steps={STEPS}", "num_examples=8"),
     ]
 
 

@@ -14,6 +14,7 @@ from rl_experiments import checkpoint
 from rl_experiments.environment import build_environment
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.schema import Config, TrainerConfig, VllmMode
+from rl_experiments.store import is_remote
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
 _NOT_SAMPLED = ("top_k", "top_p", "min_p", "repetition_penalty", "generation_kwargs", "use_vllm")
@@ -34,7 +35,7 @@ def check(cfg: DictConfig) -> Experiment:
         raise UserError(f"{missing[0]}: a value is missing; give {missing[0]}=...")
     config = _typed(cfg)
     environment = build_environment(config.env)
-    _check_trainer(config.trainer)
+    _check_trainer(config)
     _check_numbers(config)
     _check_engine(config)
     if config.policy and config.policy not in environment.baselines:
@@ -44,16 +45,16 @@ def check(cfg: DictConfig) -> Experiment:
         )
     if config.gpu.type != "local" and not os.environ.get("MODAL_TASK_ID"):
         _check_reachable(config)
-    elif config.checkpoint:
-        config.checkpoint = str(checkpoint.find(config.checkpoint))
-    if not config.checkpoint and config.model.path is None and config.model.scratch is None:
+    elif config.checkpoint.path and not is_remote(config.checkpoint.path):
+        config.checkpoint.path = str(checkpoint.find(config.checkpoint.path))
+    if not config.checkpoint.path and config.model.path is None and config.model.scratch is None:
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
     return Experiment(config, environment)
 
 
 def _check_reachable(config: Config) -> None:
     """A job on Modal sees the folders of its volumes, not those of this machine."""
-    for name, path in (("checkpoint", config.checkpoint), ("model.path", config.model.path)):
+    for name, path in (("checkpoint", config.checkpoint.path), ("model.path", config.model.path)):
         if path and Path(path).is_dir():
             raise UserError(
                 f"{name}={path}: a folder of this machine, which gpu={config.gpu.type.lower()} "
@@ -84,8 +85,9 @@ def generation_steps(trainer: TrainerConfig) -> int:
     return max(1, micro_steps // trainer.gradient_accumulation_steps)
 
 
-def _check_trainer(trainer: TrainerConfig) -> None:
+def _check_trainer(config: Config) -> None:
     """TRL's own conditions, and those for a resume that is exact."""
+    trainer = config.trainer
     episodes = trainer.per_device_train_batch_size * trainer.steps_per_generation
     if trainer.num_generations < 2:
         raise UserError(
@@ -105,15 +107,17 @@ def _check_trainer(trainer: TrainerConfig) -> None:
             f"trainer.gradient_accumulation_steps={accumulate} and trainer.steps_per_generation x "
             f"trainer.num_iterations = {period}: one must divide the other"
         )
-    for name in ("save_steps", "max_steps"):
-        value = getattr(trainer, name)
-        _at_least(f"trainer.{name}", value, 1)
+    for name, value in (
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("trainer.max_steps", trainer.max_steps),
+    ):
+        _at_least(name, value, 1)
         if value * accumulate % period:
             unit = generation_steps(trainer)
             below, above = value // unit * unit, (value // unit + 1) * unit
             choices = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"trainer.{name}={value} ends within a generation, from which a run cannot resume "
+                f"{name}={value} ends within a generation, from which a run cannot resume "
                 f"exactly; use a multiple of {unit}, such as {choices}"
             )
     for key in trainer.extra:
@@ -134,7 +138,6 @@ def _check_numbers(config: Config) -> None:
         "steps_per_generation",
         "num_iterations",
         "max_completion_length",
-        "save_total_limit",
     ):
         _at_least(f"trainer.{name}", getattr(trainer, name), 1)
     for name in ("learning_rate", "temperature", "max_grad_norm", "epsilon"):
@@ -146,6 +149,13 @@ def _check_numbers(config: Config) -> None:
     if not 0 <= config.reward.gamma <= 1:
         raise UserError(f"reward.gamma={config.reward.gamma}: must be from 0 to 1")
     _at_least("num_examples", config.num_examples, 1)
+    _at_least("checkpoint.keep_latest", config.checkpoint.keep_latest, 1)
+    if config.checkpoint.keep_every is not None:
+        _at_least("checkpoint.keep_every", config.checkpoint.keep_every, 1)
+    if not config.checkpoint.close_timeout >= 0:
+        raise UserError(
+            f"checkpoint.close_timeout={config.checkpoint.close_timeout}: must not be below 0"
+        )
     _at_least("gpu.count", config.gpu.count, 1)
     _at_least("evaluation.batch_size", config.evaluation.batch_size, 1)
     _at_least("checks.patience", config.checks.patience, 1)

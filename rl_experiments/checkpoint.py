@@ -4,29 +4,101 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rl_experiments.errors import UserError
-from rl_experiments.files import write_atomically
+from rl_experiments.files import digest, write_atomically
 
 MANIFEST = "manifest.json"
 
+Metrics = Mapping[str, float]
 
-def seal(folder: str | Path, *, step: int, keep: int) -> None:
-    """Make `checkpoint-{step}` count, then drop all but the latest `keep`."""
+
+class Torn(Exception):
+    """A checkpoint that is not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    step: int
+    files: dict[str, tuple[int, str]]  # by name: bytes, SHA-256
+    metrics: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # what a fetch did not trust
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Manifest:
+        """Raises `Torn` for anything else than a manifest; it may come from a stranger."""
+        try:
+            read = json.loads(text)
+            files = {str(k): (int(size), str(sha)) for k, (size, sha) in read["files"].items()}
+            metrics = {str(k): float(v) for k, v in read.get("metrics", {}).items()}
+            found = cls(int(read["step"]), files, metrics, list(read.get("left_out", [])))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Torn("its manifest cannot be read") from None
+        for name in files:
+            if {"", ".", ".."} & set(name.split("/")) or re.search(r"[\\\0]", name):
+                raise Torn("its manifest names a file outside of it")
+        return found
+
+    @classmethod
+    def of(cls, folder: Path) -> Manifest:
+        return cls.parse((folder / MANIFEST).read_bytes())
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @property
+    def fingerprint(self) -> str:
+        told = json.dumps([self.step, self.files], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: all that any of the rules names."""
+
+    latest: int = 2
+    every: int | None = None  # steps
+    best: str | None = None  # a metric, the greater the better
+
+    def of(self, steps: Iterable[int], metrics: Mapping[int, Metrics]) -> set[int]:
+        steps = sorted(steps)
+        scores = {step: metrics.get(step, {}).get(self.best or "", math.nan) for step in steps}
+        scored = [step for step in steps if not math.isnan(scores[step])]
+        return {
+            *steps[-max(1, self.latest) :],
+            *(step for step in steps if self.every and step % self.every == 0),
+            *sorted(scored, key=lambda step: (scores[step], step))[-1:],
+        }
+
+
+def seal(folder: str | Path, *, step: int, metrics: Metrics | None = None) -> Path:
+    """Make `checkpoint-{step}` count."""
     checkpoint = Path(folder) / f"checkpoint-{step}"
     files = {
-        path.relative_to(checkpoint).as_posix(): [path.stat().st_size, _sha256(path)]
+        path.relative_to(checkpoint).as_posix(): (path.stat().st_size, digest(path))
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = {"step": step, "files": files}
-    write_atomically(checkpoint / MANIFEST, json.dumps(manifest, indent=1))
-    for old in list(_checkpoints(folder))[keep:]:
-        shutil.rmtree(old)
+    write_atomically(checkpoint / MANIFEST, Manifest(step, files, dict(metrics or {})).text())
+    return checkpoint
+
+
+def prune(folder: str | Path, keep: Keep, *, newest: int, held: Collection[int] = ()) -> None:
+    """Delete what the rules drop of the steps up to `newest`, which is whole, but for the held."""
+    found = {step_of(path): path for path in _checkpoints(folder) if step_of(path) <= newest}
+    metrics = {}
+    for step, path in found.items():
+        with suppress(OSError, Torn):
+            metrics[step] = Manifest.of(path).metrics
+    for step in found.keys() - keep.of(metrics, metrics) - set(held):
+        shutil.rmtree(found[step])
 
 
 def failure(folder: str | Path, *, step: int, error: Exception) -> Exception:
@@ -50,12 +122,12 @@ def failure(folder: str | Path, *, step: int, error: Exception) -> Exception:
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file that the manifest names is there, unchanged."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        files = Manifest.of(checkpoint).files
         return all(
-            (checkpoint / name).stat().st_size == size and _sha256(checkpoint / name) == digest
-            for name, (size, digest) in files.items()
+            (checkpoint / name).stat().st_size == size and digest(checkpoint / name) == sha
+            for name, (size, sha) in files.items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, Torn):
         return False
 
 
@@ -88,8 +160,3 @@ def _checkpoints(folder: str | Path) -> Iterator[Path]:
     """Whole or torn, newest first."""
     found = [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r".*-\d+", p.name)]
     yield from sorted(found, key=step_of, reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,8 +16,14 @@ import hydra
 from omegaconf import OmegaConf
 
 from rl_experiments import interrupts
-from rl_experiments.errors import what_to_tell
-from rl_experiments.schema import CONF_DIR, register, search_outside
+from rl_experiments.errors import UserError, what_to_tell
+from rl_experiments.schema import (
+    CONF_DIR,
+    CONFIG_FILE,
+    CheckpointConfig,
+    register,
+    search_outside,
+)
 
 RUNS = Path("runs")
 
@@ -50,6 +56,11 @@ VERBS = {
         "rl_experiments.cli:runs",
         is_job=False,
     ),
+    "push": Verb(
+        "push RUN: copy the checkpoints here that its checkpoint.store=... lacks",
+        "rl_experiments.cli:push",
+        is_job=False,
+    ),
     "resume": Verb(
         "resume RUN: run again what did not finish, with the settings of then",
         "rl_experiments.cli:resume",
@@ -69,6 +80,8 @@ def main() -> None:
     interrupts.watch()
     _hide_verbs_from_completion()
     verb, overrides = _split(sys.argv[1:])
+    # A folder, or what is in it: the shorter word is the one that people type.
+    overrides = [re.sub(r"^checkpoint=", "checkpoint.path=", word) for word in overrides]
     register()
     search_outside(overrides)
     OmegaConf.register_new_resolver("verbs", _verb_help, replace=True)
@@ -106,6 +119,29 @@ def resume(words: Sequence[str]) -> None:
     _runs.resume(words, root=RUNS)
 
 
+def push(words: Sequence[str]) -> None:
+    """The `push` verb: `RUN [checkpoint.store=...]`."""
+    from rl_experiments.saving import push as push_job
+
+    names = [word for word in words if "=" not in word]
+    changes = OmegaConf.from_dotlist([word for word in words if "=" in word])
+    if len(names) != 1:
+        raise UserError("push takes one run: push RUN [checkpoint.store=...]")
+    run = next((p for p in (RUNS / names[0], Path(names[0])) if p.is_dir()), None)
+    jobs = sorted(path.parent for path in run.glob(f"*/{CONFIG_FILE}")) if run else []
+    if not jobs:
+        raise UserError(f"{names[0]}: no such run in {RUNS}/")
+    for job in jobs:
+        cfg = OmegaConf.merge(OmegaConf.load(job / CONFIG_FILE), changes)
+        typed = OmegaConf.merge(OmegaConf.structured(CheckpointConfig), cfg.checkpoint)
+        settings = OmegaConf.to_object(typed)
+        assert isinstance(settings, CheckpointConfig)
+        if not settings.store:
+            raise UserError(f"{job}: was run without checkpoint.store=...; give one")
+        steps = push_job(job.absolute(), settings, print)
+        print(f"{job}: steps {', '.join(map(str, steps)) or 'none'} are in {settings.store}")
+
+
 def _hide_verbs_from_completion() -> None:
     """Hydra completes the line in this variable, and knows no verbs."""
     if "COMP_LINE" in os.environ:
@@ -115,7 +151,7 @@ def _hide_verbs_from_completion() -> None:
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, which may stand anywhere, and the rest."""
-    if arguments and arguments[0] in ("runs", "resume"):  # they take words of their own
+    if arguments and arguments[0] in ("runs", "resume", "push"):  # they take words of their own
         return arguments[0], list(arguments[1:])
     bare = [
         word

@@ -198,9 +198,10 @@ def _evaluate_model(
         policy = load_policy(config, environment, run.folder)
     for note in policy.notes:
         progress.print(note)
-    name = Path(config.checkpoint).name if config.checkpoint else config.model.name
+    path = config.checkpoint.path
+    name = Path(path).name if path else config.model.name
     if name in environment.baselines:
-        raise UserError(f"checkpoint={config.checkpoint}: named like a scripted policy; rename it")
+        raise UserError(f"checkpoint={path}: named like a scripted policy; rename it")
     return evaluation.policy(
         name,
         policy.rollout(config, environment, temperature=evaluation_temperature(config)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -47,3 +48,8 @@ def keep_json_lines(path: Path, keep: Callable[[Any], bool]) -> None:
     if path.exists():
         records = [record for record in read_json_lines(path) if keep(record)]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def digest(path: Path, kind: str = "sha256") -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()

@@ -17,9 +17,9 @@ from environments import training_seed
 from rl_experiments import ranks
 from rl_experiments.check import Experiment, generation_steps
 from rl_experiments.errors import UserError, did_you_mean, one_line
+from rl_experiments.live import LiveRun
 from rl_experiments.policy import Policy, lora_config, uses_vllm
 from rl_experiments.rollout import Trajectory
-from rl_experiments.run import Run
 from rl_experiments.schema import Config
 from rl_experiments.trainer import EpisodeTrainer
 
@@ -40,18 +40,18 @@ def stop_requested() -> bool:
     return os.path.exists(os.environ.get(_STOP_VARIABLE, ""))
 
 
-def log_episodes(run: Run, step: int, episodes: list[Trajectory]) -> None:
+def log_episodes(run: LiveRun, step: int, episodes: list[Trajectory]) -> None:
     """Keep a few of them for people to read."""
     if ranks.is_first():
         run.log_episodes(step, episodes[:_EPISODES_KEPT])
 
 
-def trainer_arguments(config: Config, run: Run) -> GRPOConfig:
+def trainer_arguments(config: Config, run: LiveRun) -> GRPOConfig:
     """TRL's arguments from the `trainer` settings."""
     own = {field.name for field in dataclasses.fields(config.trainer)} - {"extra", "target"}
     settings = {name: getattr(config.trainer, name) for name in own}
     settings = {k: getattr(v, "value", v) for k, v in settings.items()}  # enums by their value
-    settings["save_total_limit"] = None  # old checkpoints go once a new one is whole
+    settings["save_steps"] = config.checkpoint.every_steps
     if settings["gradient_checkpointing"] is None:  # `build_trainer` chooses where it can
         settings["gradient_checkpointing"] = torch.cuda.is_available()
     if uses_vllm(config):
@@ -100,7 +100,7 @@ def merge(settings: dict[str, Any]) -> None:
 
 
 def build_trainer(
-    experiment: Experiment, run: Run, policy: Policy, arguments: GRPOConfig
+    experiment: Experiment, run: LiveRun, policy: Policy, arguments: GRPOConfig
 ) -> EpisodeTrainer:
     """The trainer of the policy on the experiment's episodes, its checkpoints in the run."""
     config = experiment.config
@@ -123,7 +123,7 @@ def build_trainer(
         ),
         reward=config.reward,
         checks=config.checks,
-        keep_checkpoints=config.trainer.save_total_limit,
+        seal=run.seal,
         micro_batch_tokens=_micro_batch_tokens(config, policy),
         on_episodes=lambda step, episodes: log_episodes(run, step, episodes),
     )
@@ -141,7 +141,7 @@ def _micro_batch_tokens(config: Config, policy: Policy) -> int | None:
 class Reporter(TrainerCallback):
     """Writes the metrics of each generation, moves the progress line, and ends when asked to."""
 
-    def __init__(self, run: Run, advance: Callable[..., None]) -> None:
+    def __init__(self, run: LiveRun, advance: Callable[..., None]) -> None:
         self.run = run
         self.advance = advance
         self.stopped = False

@@ -15,28 +15,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from rl_experiments import ranks
 from rl_experiments.errors import UserError, did_you_mean, one_line
-from rl_experiments.files import read_json_lines, write_atomically
-from rl_experiments.progress import Progress
-from rl_experiments.rollout import Trajectory
-from rl_experiments.run import Run
-from rl_experiments.schema import Config, LoggerConfig
+from rl_experiments.files import write_atomically
+from rl_experiments.schema import LoggerConfig
 
 Record = dict[str, Any]
 
 _TABLES = 100  # of episodes that a run sends at most: each is a file of its own
 _SECONDS = {"probe": 5, "init": 20, "finish": 30}  # to wait for W&B's server at most
-_IDS = "loggers.json"  # in a run's folder: under what ids the services know it
+IDS = "loggers.json"  # in a run's folder: under what ids the services know it
 
 
 @dataclass(frozen=True)
@@ -145,62 +140,6 @@ class Loggers:
             said = one_line(str(error))[:200] or type(error).__name__
             self.job.say(f"Warning: {name} failed ({said}); the run goes on without it")
             (self._loggers or {}).pop(name, None)
-
-
-@dataclass(frozen=True)
-class LoggedRun(Run):
-    """A run whose records go to its loggers as well as to its files."""
-
-    loggers: Loggers
-
-    def rewind(self) -> Path | None:
-        found = super().rewind()
-        self._begin()
-        return found
-
-    def log_metrics(self, step: int, metrics: Record) -> None:
-        if ranks.is_first():
-            self._begin()
-            super().log_metrics(step, metrics)
-            self.loggers.log(step, metrics)
-
-    def log_episodes(self, step: int, episodes: list[Trajectory]) -> None:
-        if ranks.is_first():
-            self._begin()
-            super().log_episodes(step, episodes)
-            self.loggers.hold([{"step": step, **episode.to_json()} for episode in episodes])
-
-    def log_results(self) -> None:
-        """What the run's folder holds at its end: the evaluation and the figures."""
-        if ranks.is_first():
-            self._begin()
-            steps = [record["step"] for record in read_json_lines(self.metrics)]
-            file = self.evaluation.with_suffix(".json")
-            evaluation = json.loads(file.read_text()) if file.exists() else {"policies": []}
-            pictures = sorted(self.folder.glob("*.png"))
-            self.loggers.results(max(steps, default=0), evaluation, pictures)
-
-    def _begin(self) -> None:
-        if ranks.is_first():
-            self.loggers.begin(
-                list(read_json_lines(self.metrics)), list(read_json_lines(self.episodes))
-            )
-
-
-@contextmanager
-def logged(run: Run, cfg: DictConfig, config: Config, progress: Progress) -> Iterator[LoggedRun]:
-    """The run with its loggers, which are opened once it trains, and closed at the end."""
-    composed = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
-    assert isinstance(composed, dict)
-    told = {str(key): value for key, value in composed.items() if key != "hydra"}
-    say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
-    loggers = Loggers(Job(run.folder, config.trainer.max_steps, config.logger, told, say))
-    failed = True
-    try:
-        yield LoggedRun(run.folder, loggers)
-        failed = False
-    finally:
-        loggers.close(failed=failed)
 
 
 class _Wandb:
@@ -439,13 +378,13 @@ def _without_step(record: Record) -> Record:
 
 
 def _ids(job: Job) -> dict[str, str]:
-    file = job.folder / _IDS
+    file = job.folder / IDS
     found: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
     return found
 
 
 def _keep_id(job: Job, name: str, value: str) -> None:
-    write_atomically(job.folder / _IDS, json.dumps({**_ids(job), name: value}, indent=1))
+    write_atomically(job.folder / IDS, json.dumps({**_ids(job), name: value}, indent=1))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 from rl_experiments.errors import UserError, is_storage_error, storage_error
-from rl_experiments.files import write_atomically
+from rl_experiments.files import digest, write_atomically
 
 _PART = 16 << 20  # bytes of one part of a large file
 _PARTS = 4  # in memory at once
@@ -44,7 +44,7 @@ class Objects:
     def open(cls, url: str, below: str, *, writes: bool, setting: str, patience: float) -> Objects:
         """Raises a `UserError` for whatever would fail later; `setting` is what names the url."""
         fs, root, shown = _file_system(url, setting)
-        objects = cls(fs, f"{root}/{below}", label=f"{setting}={shown}")
+        objects = cls(fs, f"{root}/{below}".rstrip("/"), label=f"{setting}={shown}")
         objects.patience, retries = patience, getattr(fs, "retries", 0)
         fs.retries = 1  # s3fs's own, which take minutes; `call` has its limit
         with objects.told():
@@ -175,11 +175,6 @@ class Sameness:
         if path not in self._etags:
             self._etags[path] = _etag(path)
         return bool(info["ETag"].strip('"') == self._etags[path])
-
-
-def digest(path: Path, kind: str = "sha256") -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def backoff(attempt: int, *, first: float, longest: float) -> float:

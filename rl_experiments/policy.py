@@ -36,7 +36,8 @@ from rl_experiments.fit import Fit, Shape, fit
 from rl_experiments.rollout import Rollout
 from rl_experiments.sampler import Engine, Sampler
 from rl_experiments.schema import Config, ModelConfig, SamplerKind, VllmConfig, VllmMode
-from rl_experiments.scratch import best_device, scratch_model
+from rl_experiments.scratch import best_device, cache_folder, scratch_model
+from rl_experiments.store import fetched, is_remote
 from rl_experiments.transformers_sampler import TransformersSampler
 from rl_experiments.vllm_engine import VllmEngine
 
@@ -95,7 +96,7 @@ def load_policy(
                 attn_implementation=config.model.attn_implementation,
             ).to(best_device())
     except (OSError, ValueError, ImportError) as error:
-        setting = "checkpoint" if config.checkpoint else "model.path"
+        setting = "checkpoint" if config.checkpoint.path else "model.path"
         raise UserError(
             f"{setting}={path}: cannot be loaded: {one_line(str(error))[:300]}"
         ) from None
@@ -127,8 +128,10 @@ def load_policy(
 
 def _path(config: Config, environment: Environment) -> str:
     """Where the policy's weights are: a folder, or a name that the hub knows."""
-    if config.checkpoint:
-        path = config.checkpoint
+    if config.checkpoint.path:
+        path = config.checkpoint.path
+        if is_remote(path):
+            path = str(ranks.of_first(ranks.is_first() and fetched(path, cache_folder())))
     elif config.model.scratch is not None:
         made = ranks.is_first() and scratch_model(
             config.model.scratch, environment, seed=config.seed

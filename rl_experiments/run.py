@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from environments import evaluation_seed, training_seed
-from rl_experiments import checkpoint, ranks
+from rl_experiments import ranks
 from rl_experiments.check import changed_settings
 from rl_experiments.errors import UserError
 from rl_experiments.files import append_json_lines, keep_json_lines, write_atomically
 from rl_experiments.rollout import Trajectory
-from rl_experiments.schema import CONFIG_FILE
+from rl_experiments.schema import CONFIG_FILE, CheckpointConfig
 
 _PACKAGES = (
     *("torch", "trl", "transformers", "peft", "accelerate", "datasets"),
@@ -29,8 +29,9 @@ _PACKAGES = (
 )
 # What may differ between a run and its resumption: it does not touch what was computed.
 _FREE = (
-    *("resume", "trainer.max_steps", "trainer.save_total_limit", "num_examples", "logger"),
+    *("resume", "trainer.max_steps", "num_examples", "logger"),
     *("evaluation.batch_size", "checks", "budget", "vllm", "fit"),
+    *(f"checkpoint.{field.name}" for field in fields(CheckpointConfig) if field.name != "path"),
     *(
         f"gpu.{name}"
         for name in ("type", "fallback", "cpu", "memory", "timeout", "region", "retries")
@@ -80,17 +81,11 @@ class Run:
     def evaluation(self) -> Path:
         return self.folder / "evaluation"
 
-    def rewind(self) -> Path | None:
-        """The checkpoint to go on from, with the records after it dropped; None to start afresh."""
-        return ranks.of_first(self._rewind() if ranks.is_first() else None)
-
-    def _rewind(self) -> Path | None:
-        found = checkpoint.latest(self.checkpoints)
-        step = checkpoint.step_of(found) if found else 0
+    def drop_records_after(self, step: int) -> None:
+        """Forget what came after the checkpoint that training goes on from."""
         keep_json_lines(self.metrics, lambda record: record["step"] <= step)
         # Episodes are recorded when they are played, before the steps that learn from them.
         keep_json_lines(self.episodes, lambda record: record["step"] < step)
-        return found
 
     def log_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         append_json_lines(self.metrics, [{"step": step, **metrics}])

@@ -149,11 +149,27 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     lr_scheduler_type: str = "constant"
     warmup_steps: int = 0
-    save_steps: int = 1  # optimizer steps between checkpoints
-    save_total_limit: int = 2
     gradient_checkpointing: bool | None = False  # null: where memory asks for it
     target: str | None = None  # package.module:function(config, run), which trains instead of GRPO
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are made, where they go, which stay; all that any of the rules names.
+
+    On the command line `checkpoint=...` stands for `checkpoint.path=...`.
+    """
+
+    path: str | None = None  # what to load instead of the model
+    every_steps: int = 1  # optimizer steps
+    store: str | None = None  # s3://bucket/prefix or a folder, for copies that outlive the machine
+    project: str = "rl-experiments"  # the folder in the store
+    keep_latest: int = 2
+    keep_every: int | None = None  # steps
+    keep_best: str | None = None  # a metric, the greater the better
+    trust_store: bool = False  # unpickle what this run folder cannot vouch for
+    close_timeout: float = 600.0  # seconds to wait for uploads at the end
 
 
 @dataclass
@@ -240,7 +256,6 @@ class Config:
     seed: int = 0
     resume: bool = False  # go on with the run of this name
     num_examples: int = 1000  # evaluation episodes
-    checkpoint: str | None = None  # what evaluate and play load instead of the model
     policy: str | None = None  # a scripted policy, for evaluate and play
     env: dict[str, Any] = field(default_factory=dict)
     gpu: GpuConfig = field(default_factory=GpuConfig)
@@ -251,6 +266,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

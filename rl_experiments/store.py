@@ -8,65 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rl_experiments import checkpoint
-from rl_experiments.checkpoint import MANIFEST
+from rl_experiments.checkpoint import MANIFEST, Keep, Manifest, Metrics, Torn
 from rl_experiments.errors import UserError
-from rl_experiments.files import write_atomically
-from rl_experiments.objects import Info, Objects, Sameness, digest
+from rl_experiments.files import digest, write_atomically
+from rl_experiments.objects import Info, Objects, Sameness
 
 # What can be read without running code that it holds; all else torch may unpickle.
-_HARMLESS = {".safetensors", ".json", ".txt", ".jinja", ".model"}
+_HARMLESS = {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ".model"}
 
 _SMALL = 1 << 16  # bytes that are sent as quickly as the store copies them
 
 Known = Mapping[int, list[str]]  # fingerprints of the manifests that this run wrote, by step
-Metrics = Mapping[str, float]
-
-
-class Torn(Exception):
-    """A checkpoint that is not what its manifest says."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    step: int
-    files: dict[str, tuple[int, str]]  # by name: bytes, SHA-256
-    metrics: dict[str, float] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)  # what a fetch did not trust
-
-    @classmethod
-    def parse(cls, text: str | bytes) -> Manifest:
-        """Raises `Torn` for anything else than a manifest; it may come from a stranger."""
-        try:
-            read = json.loads(text)
-            files = {str(k): (int(size), str(sha)) for k, (size, sha) in read["files"].items()}
-            metrics = {str(k): float(v) for k, v in read.get("metrics", {}).items()}
-            found = cls(int(read["step"]), files, metrics, list(read.get("left_out", [])))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise Torn("its manifest cannot be read") from None
-        for name in files:
-            if {"", ".", ".."} & set(name.split("/")) or re.search(r"[\\\0]", name):
-                raise Torn("its manifest names a file outside of it")
-        return found
-
-    @classmethod
-    def of(cls, folder: Path) -> Manifest:
-        return cls.parse((folder / MANIFEST).read_bytes())
-
-    def text(self) -> str:
-        return json.dumps(asdict(self), indent=1)
-
-    @property
-    def fingerprint(self) -> str:
-        told = json.dumps([self.step, self.files], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -74,25 +34,6 @@ class Fetched:
     folder: Path
     step: int
     left_out: list[str]  # files that torch would unpickle and no one vouched for
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay: all that any of the rules names."""
-
-    latest: int = 2
-    every: int | None = None  # steps
-    best: str | None = None  # a metric, the greater the better
-
-    def of(self, steps: Iterable[int], metrics: Mapping[int, Metrics]) -> set[int]:
-        steps = sorted(steps)
-        scores = {step: metrics.get(step, {}).get(self.best or "", math.nan) for step in steps}
-        scored = [step for step in steps if not math.isnan(scores[step])]
-        return {
-            *steps[-max(1, self.latest) :],
-            *(step for step in steps if self.every and step % self.every == 0),
-            *sorted(scored, key=lambda step: (scores[step], step))[-1:],
-        }
 
 
 class Store:
@@ -114,7 +55,7 @@ class Store:
         patience: float = 15.0,
     ) -> Store:
         """Raises a `UserError` for whatever would fail later; `setting` is what names the url."""
-        for key, value in (("project", project), ("name", name)):
+        for key, value in (("checkpoint.project", project), ("name", name)):
             if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", value, re.ASCII):
                 raise UserError(f"{key}={value!r}: only letters, digits and . _ - = + may be in it")
         below = f"{project}/models/{name}"
@@ -129,7 +70,6 @@ class Store:
         self,
         folder: Path,
         *,
-        metrics: Metrics | None = None,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
         """Copy a sealed checkpoint, but for what is there already. `guard` raises to forbid it."""
@@ -148,9 +88,8 @@ class Store:
             self._put(folder / name, f"{at}/{name}", there, same)
         _compare(local, self.objects.list(at))
         guard()
-        manifest = Manifest(local.step, local.files, dict(metrics or {}))
-        self.objects.write(f"{at}/{MANIFEST}", manifest.text())
-        self._manifests[local.step] = manifest
+        self.objects.write(f"{at}/{MANIFEST}", local.text())
+        self._manifests[local.step] = local
 
     def fetch(self, step: int, into: Path, *, known: Known, trusted: bool = False) -> Fetched:
         """`into/checkpoint-{step}`, there whole or not at all. Raises `Torn`, and `UserError`.
@@ -289,6 +228,37 @@ def newest(
             except Torn as torn:
                 say(f"Step {step} in {store.objects.label}: {torn}: passed over")
     return None
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def fetched(url: str, cache: Path) -> Path:
+    """The checkpoint at `.../{name}/{step}`, or the newest whole one at `.../{name}`.
+
+    Without what torch would unpickle: to play, and to learn anew, takes the weights alone.
+    """
+    above, _, last = url.rstrip("/").rpartition("/")
+    is_step = re.fullmatch(r"\d{6,}", last) is not None
+    root = above if is_step else url
+    objects = Objects.open(root, "", writes=False, setting="checkpoint", patience=15.0)
+    store = Store(objects)
+    told = f"{root} {os.environ.get('AWS_ENDPOINT_URL', '')}"
+    into = cache / "checkpoints" / hashlib.sha256(told.encode()).hexdigest()[:16]
+    with objects.told():
+        steps = [int(last)] if is_step else store.steps()
+    reason = "holds no checkpoint"
+    for step in reversed(steps):
+        try:
+            here, there = into / f"checkpoint-{step}", store.manifest(step)
+            if checkpoint.is_whole(here) and Manifest.of(here).files.items() <= there.files.items():
+                return here
+            copy = store.fetch(step, into, known={})
+            return copy.folder
+        except Torn as torn:
+            reason = f"step {step}: {torn}"
+    raise UserError(f"checkpoint={url}: {reason}")
 
 
 def remember(hashes: Path, folder: Path) -> None:

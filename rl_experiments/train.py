@@ -13,6 +13,7 @@ from rl_experiments import checkpoint, interrupts, loggers, ranks
 from rl_experiments.check import Experiment, check
 from rl_experiments.errors import UserError, one_line, task
 from rl_experiments.evaluate import Evaluation, evaluation_temperature
+from rl_experiments.live import LiveRun, live
 from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
 from rl_experiments.run import Run, resume_command
@@ -29,7 +30,7 @@ def train(cfg: DictConfig) -> float:
     progress = Progress()
     progress.print(f"Model: {_model_choice(experiment.config)}")
     try:
-        with loggers.logged(run, cfg, experiment.config, progress) as logged:
+        with live(run, cfg, experiment.config, progress) as logged:
             if own is not None:
                 metric = own(cfg, logged)
             else:
@@ -52,7 +53,7 @@ def train(cfg: DictConfig) -> float:
     return evaluation.results["after"].win_rate.value
 
 
-def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
+def _train(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluation:
     config, environment = experiment.config, experiment.environment
     with progress.status("loading PyTorch and TRL"):
         from rl_experiments.grpo import Reporter, build_trainer, trainer_arguments
@@ -96,7 +97,7 @@ def _train(experiment: Experiment, run: Run, progress: Progress) -> Evaluation:
     return evaluation
 
 
-def _function(target: str | None) -> Callable[[DictConfig, Run], float] | None:
+def _function(target: str | None) -> Callable[[DictConfig, LiveRun], float] | None:
     """What `trainer.target=package.module:function` names."""
     if target is None:
         return None
@@ -109,7 +110,7 @@ def _function(target: str | None) -> Callable[[DictConfig, Run], float] | None:
             f"trainer.target={target} cannot be imported: {reason}; give package.module:function"
         ) from None
 
-    def run_it(cfg: DictConfig, run: Run) -> float:
+    def run_it(cfg: DictConfig, run: LiveRun) -> float:
         metric = found(cfg, run)
         if not isinstance(metric, SupportsFloat):
             raise UserError(f"trainer.target={target}: returned {metric!r}; return the metric")

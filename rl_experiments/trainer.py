@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 
 from environments import End
 from rl_experiments import ranks
-from rl_experiments.checkpoint import failure, seal
+from rl_experiments.checkpoint import failure
 from rl_experiments.errors import UserError
 from rl_experiments.phases import Phases
 from rl_experiments.rollout import Rollout, Task, Trajectory, Turn, probe
@@ -40,7 +40,7 @@ class EpisodeTrainer(GRPOTrainer):
         rollout: Callable[[EpisodeTrainer], Rollout],
         reward: RewardConfig,
         checks: ChecksConfig,
-        keep_checkpoints: int,
+        seal: Callable[[int], None],
         micro_batch_tokens: int | None,
         on_episodes: Callable[[int, list[Trajectory]], None],
         **kwargs: Any,
@@ -50,7 +50,7 @@ class EpisodeTrainer(GRPOTrainer):
         self.rollout = rollout(self)
         self.reward_config = reward
         self.checks = checks
-        self.keep_checkpoints = keep_checkpoints
+        self.seal = seal
         self.micro_batch_tokens = micro_batch_tokens
         if self.rollout.sampler.engine is not None:
             self._probe = probe(self.rollout, seeds=self.train_dataset["seed"][:_PROBE_EPISODES])
@@ -59,6 +59,9 @@ class EpisodeTrainer(GRPOTrainer):
         self.phases = Phases()
         self.add_callback(_OptimizerTime(self.phases))
         self._streaks: Counter[str] = Counter()
+        # Between sampler and trainer, of the parts of the first loss after a rollout.
+        self._differences: list[torch.Tensor] = []
+        self._is_compared = False
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.phases("loss"):
@@ -369,7 +372,7 @@ class EpisodeTrainer(GRPOTrainer):
                 super()._save_checkpoint(model, trial)
                 ranks.wait()
                 if ranks.is_first():
-                    seal(self.args.output_dir, step=step, keep=self.keep_checkpoints)
+                    self.seal(step)
             except Exception as error:
                 raise failure(self.args.output_dir, step=step, error=error) from error
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from rl_experiments import checkpoint
-from rl_experiments.checkpoint import MANIFEST
+from rl_experiments.checkpoint import MANIFEST, Keep, Manifest, Metrics, Torn
 from rl_experiments.errors import UserError
 from rl_experiments.lease import LeaseLost
 from rl_experiments.objects import backoff, reason
-from rl_experiments.store import Keep, Metrics, Store, Torn, remember
+from rl_experiments.store import Store, remember
 
 _QUIET = 600.0  # seconds after a warning: a store that comes and goes is told of once
 
@@ -49,11 +49,11 @@ class Uploader:
         self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
         self._thread.start()
 
-    def submit(self, folder: Path, *, metrics: Metrics | None = None) -> None:
+    def submit(self, folder: Path) -> None:
         """To be called once the checkpoint is sealed, after the step that it describes."""
         remember(self.hashes, folder)
         with self._changed:
-            self._waiting[checkpoint.step_of(folder)] = (folder, dict(metrics or {}))
+            self._waiting[checkpoint.step_of(folder)] = folder, Manifest.of(folder).metrics
             wanted = self.keep.of(self._waiting, {s: m for s, (_, m) in self._waiting.items()})
             for step in self._waiting.keys() - wanted - {self._moving}:
                 del self._waiting[step]
@@ -78,10 +78,10 @@ class Uploader:
     def _work(self) -> None:
         failures, warned, told = 0, float("-inf"), False
         while (step := self._next()) is not None:
-            folder, metrics = self._waiting[step]
+            folder, _ = self._waiting[step]
             try:
                 self._guard()
-                self.store.push(folder, metrics=metrics, guard=self._guard)
+                self.store.push(folder, guard=self._guard)
             except LeaseLost:
                 return  # it says so itself
             except Exception as error:
@@ -138,7 +138,6 @@ def push_run(
     checkpoints: Path,
     *,
     say: Say,
-    metrics: Mapping[int, Metrics] | None = None,
     guard: Callable[[], None] = lambda: None,
 ) -> list[int]:
     """Push the checkpoints of a run's folder that the store lacks; the steps that it has then."""
@@ -150,7 +149,7 @@ def push_run(
             continue
         with store.objects.told():
             try:
-                store.push(folder, metrics=(metrics or {}).get(step), guard=guard)
+                store.push(folder, guard=guard)
             except Torn as torn:
                 raise UserError(f"{store.objects.label}: {torn} after it was sent") from torn
         pushed.append(step)

@@ -21,7 +21,7 @@ SMALL = [
     "trainer.num_generations=4",
     "trainer.per_device_train_batch_size=4",
     "trainer.steps_per_generation=2",
-    "trainer.save_steps=2",
+    "checkpoint.every_steps=2",
     "model.scratch.warmup_episodes=40",
     "model.scratch.warmup_steps=20",
 ]

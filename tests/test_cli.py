@@ -45,7 +45,7 @@ MISTAKES = [
     ("+model.lora.rank=4", "model.lora.rank", "no such setting"),
     ("trainer.max_steps=-1", "trainer.max_steps=-1", "at least 1"),
     ("trainer.num_generations=3", "trainer.num_generations=3", "64 episodes"),
-    ("trainer.save_steps=3", "trainer.save_steps=3", "multiple of 8"),
+    ("checkpoint.every_steps=3", "checkpoint.every_steps=3", "multiple of 8"),
     ("+trainer.extra.learning_rate=1", "trainer.extra.learning_rate", "trainer.learning_rate"),
     ("trainer.extra.top_k=5", "trainer.extra.top_k", "+trainer.extra.top_k"),
     ("env.win_valu=64", "env.win_valu", "did you mean env.win_value"),

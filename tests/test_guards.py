@@ -18,9 +18,11 @@ from environments.game2048 import Game2048
 from rl_experiments.check import Experiment, check
 from rl_experiments.errors import UserError
 from rl_experiments.grpo import build_trainer, trainer_arguments
+from rl_experiments.live import LiveRun
+from rl_experiments.loggers import Job, Loggers
 from rl_experiments.policy import load_policy
-from rl_experiments.run import Run
 from rl_experiments.sampler import Engine, Sampler
+from rl_experiments.saving import Saving
 from rl_experiments.schema import CONF_DIR, register
 from rl_experiments.trainer import EpisodeTrainer
 from rl_experiments.transformers_sampler import TransformersSampler
@@ -47,8 +49,10 @@ def trainer(
         experiment = Experiment(experiment.config, environment)
     if engine:
         policy = replace(policy, engine=engine(policy.model))
-    run = Run(folder)
-    return build_trainer(experiment, run, policy, trainer_arguments(experiment.config, run))
+    config = experiment.config
+    loggers = Loggers(Job(folder, 12, config.logger, {}, print))
+    run = LiveRun(folder, loggers, Saving(folder, config.checkpoint, print))
+    return build_trainer(experiment, run, policy, trainer_arguments(config, run))
 
 
 def test_a_sampler_with_frozen_weights_is_noticed(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from tests.conftest import SMALL, Program, command
 
-LONGER = [*SMALL, "trainer.max_steps=12", "trainer.save_total_limit=9"]
+LONGER = [*SMALL, "trainer.max_steps=12", "checkpoint.keep_latest=9"]
 # No phase is over before it can be interrupted.
 SETTINGS = [
     *LONGER,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
 import os
 import shutil
 import signal
@@ -12,86 +10,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rl_experiments import checkpoint
-from rl_experiments.checkpoint import seal
+from rl_experiments.checkpoint import Keep, Torn, seal
 from rl_experiments.errors import UserError
 from rl_experiments.lease import Lease, LeaseLost
-from rl_experiments.store import Keep, Store, Torn, newest, remember
+from rl_experiments.store import Store, newest, remember
 from rl_experiments.uploads import Uploader, push_run
 from tests.faults import FaultProxy
+from tests.stores import SECRET, moto, proxy, rclone, surroundings, until
 
-KEY, SECRET = "the-key", "the-secret-5up3r"
+__all__ = ["moto", "proxy", "rclone", "surroundings"]  # fixtures
+
 SETTING = "checkpoint.store"
 TOKENIZER = "token " * 20_000
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """An S3 server that honours conditions and takes any credentials."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server that checks credentials and ignores conditions."""
-    folder = tmp_path_factory.mktemp("rclone")
-    (folder / "bucket").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        at = f"127.0.0.1:{free.getsockname()[1]}"
-    program = Path(sys.executable).with_name("rclone")
-    keys = ["--auth-key", f"{KEY},{SECRET}", "--config", os.devnull]
-    server = subprocess.Popen(
-        [program, "serve", "s3", folder, "--addr", at, *keys], stderr=subprocess.DEVNULL
-    )
-    host, _, port = at.partition(":")
-    until(lambda: socket.socket().connect_ex((host, int(port))) == 0)
-    yield f"http://{at}"
-    server.kill()
-    server.wait()
-
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-
-
-@functools.cache
-def _bucket(url: str) -> Any:
-    import boto3  # type: ignore[import-untyped]
-
-    return boto3.resource("s3", endpoint_url=url).Bucket("bucket")
-
-
-@pytest.fixture
-def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """In front of an empty bucket."""
-    bucket = _bucket(moto)
-    bucket.create()
-    bucket.objects.delete()
-    with FaultProxy(moto) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
 
 
 @pytest.fixture(params=["moto", "rclone", "folder"])
@@ -117,7 +52,7 @@ def impatient(store: Store) -> Store:
     return store
 
 
-def make(folder: Path, step: int, *, size: int = 100_000) -> Path:
+def make(folder: Path, step: int, *, size: int = 100_000, score: float = 0.0) -> Path:
     """A sealed checkpoint; all but the tokenizer is of this step alone."""
     made = folder / f"checkpoint-{step}"
     (made / "more").mkdir(parents=True)
@@ -125,20 +60,12 @@ def make(folder: Path, step: int, *, size: int = 100_000) -> Path:
     (made / "tokenizer.json").write_text(TOKENIZER)
     (made / "optimizer.pt").write_bytes(os.urandom(1000))
     (made / "more" / "step.txt").write_text(str(step))
-    seal(folder, step=step, keep=1000)
-    return made
+    return seal(folder, step=step, metrics={"score": score})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def until(condition: Callable[[], object], limit: float = 20) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_what_is_pushed_comes_back_as_it_was(url: str, tmp_path: Path) -> None:
@@ -351,7 +278,7 @@ def test_only_this_runs_old_checkpoints_are_deleted(url: str, tmp_path: Path) ->
         store, keep=Keep(1, best="score"), hashes=tmp_path / "hashes", say=pytest.fail
     )
     for step, score in enumerate([1, 5, 2, 3], 1):
-        uploader.submit(make(tmp_path / "run", step), metrics={"score": score})
+        uploader.submit(make(tmp_path / "run", step, score=score))
         until(lambda: not uploader.held())
     assert uploader.close(10) == []
     again = open_store(url)  # which has to read the scores

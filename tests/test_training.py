@@ -138,7 +138,7 @@ def test_a_run_that_is_asked_to_end_does_so_with_a_checkpoint(
     undisturbed: tuple[Path, str], program: Program, tmp_path: Path
 ) -> None:
     (tmp_path / "stop").touch()
-    small = [*SMALL, "name=asked", "trainer.max_steps=8", "trainer.save_steps=8"]
+    small = [*SMALL, "name=asked", "trainer.max_steps=8", "checkpoint.every_steps=8"]
     asked = program(*small, HYDRA_JOB_STOP=str(tmp_path / "stop"))
     assert asked.returncode == 1
     assert asked.stderr.startswith("Stopped; step 2 is kept") and "resume asked" in asked.stderr
@@ -183,7 +183,7 @@ def test_passes_that_are_merged_into_one_make_the_same_update(
     ):
         words = [f"{key}={value}" for key, value in given.items()]
         words += [] if name == "one" else ["trainer.steps_per_generation=4"]
-        done = program(*SMALL, "trainer.save_steps=1", *words, f"name={name}")
+        done = program(*SMALL, "checkpoint.every_steps=1", *words, f"name={name}")
         assert done.returncode == 0, done.stderr
     four, one = metrics(tmp_path / "runs/four/0"), metrics(tmp_path / "runs/one/0")
     for first, second in zip(four, one, strict=True):
@@ -268,7 +268,7 @@ VARIANTS = {
 def test_variants_train_and_change_the_weights(
     variant: str, program: Program, tmp_path: Path
 ) -> None:
-    extra = ["trainer.num_iterations=2", "trainer.save_steps=4", "num_examples=4"]
+    extra = ["trainer.num_iterations=2", "checkpoint.every_steps=4", "num_examples=4"]
     extra += ["model.scratch.warmup_steps=60"]
     done = program(*SMALL, *extra, *VARIANTS[variant], "name=v")
     assert (done.returncode, done.stderr) == (0, "")
