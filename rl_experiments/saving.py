@@ -113,10 +113,7 @@ def saving(job: Path, config: Config, say: Say) -> Iterator[Saving]:
         limit = _CUT_SHORT
         try:
             if config.checkpoint.store:
-                try:
-                    found.connect(resume=config.resume)
-                except UserError as error:
-                    raise error from None  # its cause is of no use to who gave the address
+                found.connect(resume=config.resume)
             yield found
             limit = config.checkpoint.close_timeout
         finally:

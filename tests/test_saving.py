@@ -184,10 +184,8 @@ def test_what_would_fail_later_is_refused_before_any_work(
     proxy: FaultProxy, program: Program, tmp_path: Path
 ) -> None:
     refused = program(*RUN, "name=x", "checkpoint.store=s3://absent/prefix", **aws())
-    assert (refused.returncode, refused.stderr.strip()) == (
-        1,
-        "checkpoint.store=s3://absent/prefix: there is no such bucket",
-    )
+    said = "checkpoint.store=s3://absent/prefix: there is no such bucket ("
+    assert refused.returncode == 1 and refused.stderr.startswith(said)
     assert "loading" not in refused.stdout
     (tmp_path / "runs/x/0").mkdir(parents=True, exist_ok=True)
     with alone(tmp_path / "runs/x/0"):
