@@ -109,8 +109,11 @@ def _check_trainer(config: Config) -> None:
         )
     for name, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("evaluation.every_steps", config.evaluation.every_steps),
         ("trainer.max_steps", trainer.max_steps),
     ):
+        if value is None:
+            continue
         _at_least(name, value, 1)
         if value * accumulate % period:
             unit = generation_steps(trainer)
@@ -149,6 +152,10 @@ def _check_numbers(config: Config) -> None:
     if not 0 <= config.reward.gamma <= 1:
         raise UserError(f"reward.gamma={config.reward.gamma}: must be from 0 to 1")
     _at_least("num_examples", config.num_examples, 1)
+    _at_least("evaluation.validation_examples", config.evaluation.validation_examples, 1)
+    best = config.checkpoint.keep_best or ""
+    if best.startswith("eval/") and not config.evaluation.every_steps:
+        raise UserError(f"checkpoint.keep_best={best}: needs evaluation.every_steps=...")
     _at_least("checkpoint.keep_latest", config.checkpoint.keep_latest, 1)
     if config.checkpoint.keep_every is not None:
         _at_least("checkpoint.keep_every", config.checkpoint.keep_every, 1)

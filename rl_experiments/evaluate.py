@@ -46,10 +46,12 @@ class Result:
 class Evaluation:
     """The results of policies on one set of seeds, kept in the run's folder as they are played."""
 
-    def __init__(self, folder: Path, environment: Environment, num_examples: int) -> None:
+    def __init__(
+        self, folder: Path, environment: Environment, num_examples: int, *, first: int = 0
+    ) -> None:
         self.folder = folder
         self.environment = environment
-        self.seeds = [evaluation_seed(index) for index in range(num_examples)]
+        self.seeds = [evaluation_seed(index) for index in range(first, first + num_examples)]
         self.results: dict[str, Result] = {}
         folder.mkdir(parents=True, exist_ok=True)
 

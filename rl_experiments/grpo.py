@@ -139,15 +139,29 @@ def _micro_batch_tokens(config: Config, policy: Policy) -> int | None:
 
 
 class Reporter(TrainerCallback):
-    """Writes the metrics of each generation, moves the progress line, and ends when asked to."""
+    """Writes the metrics of each generation, moves the progress line, and ends when asked to.
 
-    def __init__(self, run: LiveRun, advance: Callable[..., None]) -> None:
+    `validate(step)` is called after every `every` steps, before their metrics are written.
+    """
+
+    def __init__(
+        self,
+        run: LiveRun,
+        advance: Callable[..., None],
+        *,
+        validate: Callable[[int], None],
+        every: int | None,
+    ) -> None:
         self.run = run
         self.advance = advance
+        self.validate = validate
+        self.every = every
         self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(1)
+        if self.every and state.global_step % self.every == 0:
+            self.validate(state.global_step)
         is_whole = state.global_step % args.logging_steps == 0  # a generation's last step
         if is_whole and state.global_step < state.max_steps and ranks.of_first(stop_requested()):
             self.stopped = control.should_save = control.should_training_stop = True

@@ -17,8 +17,8 @@ from rl_experiments import ranks
 class Progress:
     """Phases with a bar each; `note` sets the words beside the bar."""
 
-    def __init__(self) -> None:
-        self.console = Console(quiet=not ranks.is_first())
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet or not ranks.is_first())
         self._plain = not self.console.is_terminal
 
     def print(self, what: Any) -> None:

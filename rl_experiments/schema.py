@@ -167,7 +167,7 @@ class CheckpointConfig:
     project: str = "rl-experiments"  # the folder in the store
     keep_latest: int = 2
     keep_every: int | None = None  # steps
-    keep_best: str | None = None  # a metric, the greater the better
+    keep_best: str | None = None  # a metric, the greater the better, such as eval/reward
     trust_store: bool = False  # unpickle what this run folder cannot vouch for
     close_timeout: float = 600.0  # seconds to wait for uploads at the end
 
@@ -200,6 +200,8 @@ class ChecksConfig:
 class EvaluationConfig:
     temperature: float | None = None  # null: the training temperature
     batch_size: int = 250  # episodes played at once
+    every_steps: int | None = None  # optimizer steps between evaluations while training
+    validation_examples: int = 100  # episodes of each of those, on seeds of their own
 
 
 @dataclass

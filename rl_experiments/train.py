@@ -12,12 +12,14 @@ from omegaconf import DictConfig
 from rl_experiments import checkpoint, interrupts, loggers, ranks
 from rl_experiments.check import Experiment, check
 from rl_experiments.errors import UserError, one_line, task
-from rl_experiments.evaluate import Evaluation, evaluation_temperature
+from rl_experiments.evaluate import Evaluation, Result, evaluation_temperature
 from rl_experiments.live import LiveRun, live
 from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
 from rl_experiments.run import Run, resume_command
 from rl_experiments.schema import Config, default_model
+
+_VALIDATION = 1 << 30  # the index of the first seed of evaluations while training
 
 
 @task
@@ -69,15 +71,29 @@ def _train(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluati
     for name in environment.baselines:
         evaluation.scripted(name)
 
-    def evaluate_policy(name: str, version: str, model: Any) -> None:
+    def play(on: Evaluation, name: str, version: str, model: Any, progress: Progress) -> Result:
         temperature = evaluation_temperature(config)
         rollout = policy.rollout(config, environment, temperature=temperature, model=model)
         size = config.evaluation.batch_size
-        evaluation.policy(name, rollout, version=version, batch_size=size, progress=progress)
+        return on.policy(name, rollout, version=version, batch_size=size, progress=progress)
+
+    def evaluate_policy(name: str, version: str, model: Any) -> None:
+        play(evaluation, name, version, model, progress)
         evaluation.save()
 
     evaluate_policy("before", "step 0", policy.model)
     trainer = build_trainer(experiment, run, policy, arguments)
+    examples = config.evaluation.validation_examples
+    validation = Evaluation(run.folder / "validation", environment, examples, first=_VALIDATION)
+
+    def validate(step: int) -> None:
+        with trainer.phases("evaluation"):
+            model, quiet = trainer.accelerator.unwrap_model(trainer.model), Progress(quiet=True)
+            result = play(validation, "validation", f"step {step}", model, quiet)
+        trainer.record("eval/win_rate", result.win_rate.value)
+        if result.reward:
+            trainer.record("eval/reward", result.reward.value)
+
     steps = config.trainer.max_steps
     found = run.rewind()
     done = checkpoint.step_of(found) if found else 0
@@ -86,7 +102,8 @@ def _train(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluati
     if config.resume:
         progress.print(f"Going on from step {done}" if done else "No checkpoint: from the start")
     with progress.phase("train step", total=steps, done=done, noted=True) as advance:
-        reporter = Reporter(run, advance)
+        every = config.evaluation.every_steps
+        reporter = Reporter(run, advance, validate=validate, every=every)
         trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     if reporter.stopped:

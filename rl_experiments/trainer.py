@@ -122,12 +122,12 @@ class EpisodeTrainer(GRPOTrainer):
                     f"The engine played policy version {version}, the trainer is at {step}: its "
                     "weights were not brought up to date"
                 )
-        self._record("rollout/tokens", sum(ranks.gathered([rollout.tokens])))
-        self._record("time/rollout", rollout.seconds)
-        self._record("time/environment", rollout.environment_seconds)
-        self._record("time/tokens_per_second", rollout.tokens / rollout.seconds)
+        self.record("rollout/tokens", sum(ranks.gathered([rollout.tokens])))
+        self.record("time/rollout", rollout.seconds)
+        self.record("time/environment", rollout.environment_seconds)
+        self.record("time/tokens_per_second", rollout.tokens / rollout.seconds)
         for name, value in rollout.sampler.metrics().items():
-            self._record(name, value)
+            self.record(name, value)
         size = self.num_generations
         return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
 
@@ -214,8 +214,8 @@ class EpisodeTrainer(GRPOTrainer):
             return
         self._is_compared = True
         mean, worst = self._everywhere(torch.cat(self._differences))
-        self._record("sampling/sampling_logp_difference/mean", mean)
-        self._record("sampling/sampling_logp_difference/max", worst)
+        self.record("sampling/sampling_logp_difference/mean", mean)
+        self.record("sampling/sampling_logp_difference/max", worst)
         limit = self.checks.max_logp_difference
         if not mean <= limit:
             raise UserError(
@@ -237,7 +237,7 @@ class EpisodeTrainer(GRPOTrainer):
         found = self._padded(engine.logprobs(self._probe))
         difference = (trained - found)[batch["completion_mask"].bool()].abs()
         mean, _ = self._everywhere(difference)
-        self._record("sampling/sync_logp_difference/mean", mean)
+        self.record("sampling/sync_logp_difference/mean", mean)
         if not mean <= self.checks.max_sync_difference:
             raise UserError(
                 f"The engine is not the policy after a weight sync: on fixed prompts their mean "
@@ -312,21 +312,21 @@ class EpisodeTrainer(GRPOTrainer):
     def _log_episodes(self, groups: Sequence[Sequence[Trajectory]]) -> None:
         episodes = [episode for group in groups for episode in group]
         rewards = [episode.reward for episode in episodes if episode.reward is not None]
-        self._record("reward", fmean(rewards))
-        self._record("reward_std", stdev(rewards) if len(rewards) > 1 else 0.0)
+        self.record("reward", fmean(rewards))
+        self.record("reward_std", stdev(rewards) if len(rewards) > 1 else 0.0)
         varied = fmean(self._varies(group) for group in groups)
-        self._record("frac_reward_zero_std", 1.0 - varied)
-        self._record("win_rate", fmean(episode.won for episode in episodes))
-        self._record("turns", fmean(len(episode.turns) for episode in episodes))
+        self.record("frac_reward_zero_std", 1.0 - varied)
+        self.record("win_rate", fmean(episode.won for episode in episodes))
+        self.record("turns", fmean(len(episode.turns) for episode in episodes))
         ends = Counter(episode.end for episode in episodes)
         for end in End:
-            self._record(f"end/{end}", ends[end] / len(episodes))
+            self.record(f"end/{end}", ends[end] / len(episodes))
         values = defaultdict(list)
         for episode in episodes:
             for name, value in episode.metrics.items():
                 values[name].append(value)
         for name, found in values.items():
-            self._record(f"env/{name}", fmean(found))
+            self.record(f"env/{name}", fmean(found))
 
     def _check(self, groups: Sequence[Sequence[Trajectory]]) -> None:
         """Stop a run that cannot learn, and say why."""
@@ -355,14 +355,15 @@ class EpisodeTrainer(GRPOTrainer):
         self._streaks[name] = self._streaks[name] + 1 if happened else 0
         return self._streaks[name]
 
-    def _record(self, name: str, value: float) -> None:
+    def record(self, name: str, value: float) -> None:
+        """Among the metrics of the generation that is logged next."""
         self._metrics["train"][name].append(float(value))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             for name, value in self.phases.take().items():
                 if name != "time/generation":  # all but its phases
-                    self._record(name, value)
+                    self.record(name, value)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

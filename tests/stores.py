@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from tests.faults import FaultProxy
 KEY, SECRET = "the-key", "the-secret-5up3r"
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """An S3 server that honours conditions and takes any credentials."""
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """An S3 server that honours conditions and takes any credentials; its address."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -31,6 +32,12 @@ def moto() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    with moto_server() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,10 @@ def undisturbed(
 ) -> Path:
     """The run folder of the experiment, and beside it a store in a folder."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    settings = [*RUN, "name=one", "checkpoint.store=store", "checkpoint.keep_every=4"]
+    # Evaluations while it trains leave the other runs' results as they are.
+    evaluated = ["evaluation.every_steps=4", "evaluation.validation_examples=6"]
+    kept = ["checkpoint.keep_every=4", "checkpoint.keep_best=eval/reward"]
+    settings = [*RUN, "name=one", "checkpoint.store=store", *evaluated, *kept]
     subprocess.run(
         command(settings), cwd=cwd, env=program_environment, check=True, stdout=subprocess.DEVNULL
     )
@@ -70,6 +73,11 @@ def test_the_store_holds_what_the_rules_keep(undisturbed: Path) -> None:
     assert kept | {"model.safetensors"} < {path.name for path in store[8].iterdir()}
     told = json.loads((store[8] / "manifest.json").read_text())
     assert told["metrics"]["reward"] and told["metrics"]["step"] == 8.0
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/reward" in line] == [4, 8]
+    played = (undisturbed / "validation/validation.jsonl").read_text().splitlines()
+    assert len(played) == 6 and json.loads(played[0])["seed"] > 1 << 30
+    assert told["metrics"]["eval/reward"] == lines[-1]["eval/reward"]
     assert (store[8] / "run/metrics.jsonl").read_text() == (
         undisturbed / "metrics.jsonl"
     ).read_text()
