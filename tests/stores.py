@@ -40,10 +40,9 @@ def moto() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server that checks credentials and ignores conditions."""
-    folder = tmp_path_factory.mktemp("rclone")
+@contextmanager
+def rclone_server(folder: Path) -> Iterator[str]:
+    """An S3 server that checks credentials and ignores conditions; its address."""
     (folder / "bucket").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,6 +57,12 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"http://{at}"
     server.kill()
     server.wait()
+
+
+@pytest.fixture(scope="module")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)

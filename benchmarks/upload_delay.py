@@ -1,0 +1,51 @@
+"""What uploads cost training: the time of its steps with a store, and without one.
+
+python -m benchmarks.upload_delay [PAIRS] [OVERRIDES...]        (3 pairs; two cores: 6 minutes)
+
+A checkpoint of 11 million weights with its optimizer (130 MB) after each generation, to an S3
+server (rclone) on this machine. Fails if the median step is 5 % longer with it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks import runs
+from tests.stores import KEY, SECRET, rclone_server
+
+MOST = 0.05
+SETTINGS = [
+    *("model.scratch.hidden_size=384", "model.scratch.intermediate_size=1024"),
+    *("model.scratch.num_hidden_layers=6", "model.scratch.num_attention_heads=6"),
+    *("model.scratch.head_dim=64", "model.scratch.warmup_steps=20"),
+    *("trainer.max_steps=48", "checkpoint.every_steps=8", "num_examples=8"),
+]
+
+
+def main() -> None:
+    pairs = int(sys.argv[1]) if sys.argv[1:] else 3
+    settings = [*SETTINGS, *sys.argv[2:]]
+    seconds: dict[str, list[float]] = {"without": [], "with": []}
+    with tempfile.TemporaryDirectory() as folder, rclone_server(Path(folder)) as address:
+        os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        for _ in range(pairs):
+            for kind, found in seconds.items():
+                store = ["checkpoint.store=s3://bucket/prefix"] if kind == "with" else []
+                run = runs.train(f"upload-{kind}", [*settings, *store])
+                # The first has no upload beside it.
+                found += [line["time/total"] for line in runs.metrics(run)[1:]]
+        stored = list(Path(folder).rglob("manifest.json"))
+    for kind, found in seconds.items():
+        print(f"{kind} a store: median {median(found):.2f} s a generation of {len(found)}")
+    longer = median(seconds["with"]) / median(seconds["without"]) - 1
+    print(f"{longer:+.1%}; {len(stored)} checkpoints are in the store")
+    sys.exit(longer >= MOST or len(stored) != 2 * pairs)
+
+
+if __name__ == "__main__":
+    main()
