@@ -449,6 +449,12 @@ def test_a_store_that_may_only_be_read_serves_readers(proxy: FaultProxy, tmp_pat
     assert reader.fetch(1, tmp_path / "new", known={}).step == 1
 
 
+def test_a_wrong_clock_is_told(proxy: FaultProxy) -> None:
+    proxy.refuses = {"GET": "RequestTimeTooSkewed"}
+    with pytest.raises(UserError, match=r"the clock of this machine is wrong \(RequestTimeTooSk"):
+        Store.open("s3://bucket", project="p", name="r", setting=SETTING, patience=1)
+
+
 def test_a_full_disk_leaves_nothing_half_fetched(proxy: FaultProxy, tmp_path: Path) -> None:
     open_store().push(make(tmp_path / "run", 1))
     program = f"""
