@@ -24,7 +24,7 @@ from benchmarks.environments import ToolGame2048, WordGame
 from environments import Environment
 from environments.game2048 import Game2048
 from environments.game2048.env import Rules
-from rl_experiments.chat import Chat, Exchange
+from rl_experiments.chat import Chats, Exchange
 from rl_experiments.rollout import Trajectory, visible
 from rl_experiments.rows import to_rows
 from rl_experiments.schema import ScratchConfig
@@ -108,8 +108,8 @@ def make(size: str, folder: Path) -> None:
         (WordGame(), scratch.warmup_episodes),
     ]
     played = [(env, list(random_episodes(env, count, seed=0))) for env, count in kinds]
-    texts = [text for env, episodes in played for text in texts_of(env, episodes)]
-    tools = [json.dumps(env.tools) for env, _ in kinds]
+    texts = [text for _, episodes in played for text in texts_of(episodes)]
+    tools = [json.dumps(episodes[0].tools) for _, episodes in played]
     tokenizer = word_tokenizer([*texts, *tools, qwen2_5_chat_template], word=_WORD)
     tokenizer.chat_template = qwen2_5_chat_template
     examples = [row for env, episodes in played for row in _rows(tokenizer, env, episodes)]
@@ -132,9 +132,10 @@ def _rows(
     tokenizer: Any, environment: Environment, episodes: Sequence[Trajectory]
 ) -> Iterator[Example]:
     """The rows of the episodes, of which the replies are learned."""
-    chat = Chat(tokenizer, environment.system_prompt, environment.tools)
+    chats = Chats(tokenizer)
     for number, episode in enumerate(episodes):
         exchanges: list[Exchange] = []
+        chat = chats.of(episode.system_prompt, episode.tools)
         if number % WHOLE:
             del episode.turns[SHORT:]
         for turn in episode.turns:

@@ -23,7 +23,7 @@ from tests.control_plane import ControlPlane, Settings
 from tests.faults import FaultProxy
 from tests.stores import KEY, SECRET, bucket_of, moto_server
 
-SHARE, AFTER = 0.2, (2.0, 25.0)  # of the attempts; seconds after their start
+SHARE, AFTER = 0.2, (2.0, 14.0)  # of the attempts; seconds after their start
 FAULTS = 0.1
 STEPS = 16
 
@@ -43,7 +43,7 @@ def main() -> None:
         moto_server() as server,
         FaultProxy(server) as proxy,
     ):
-        plane.preempt_share(SHARE, seed=1, after=AFTER)
+        plane.preempt_share(SHARE, seed=3, after=AFTER)
         os.environ |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
         bucket_of(proxy.url).create()

@@ -200,11 +200,11 @@ def lock_step(rollout: Rollout, generation: Generation, tasks: Sequence[Task]) -
     playing = [Episode(rollout.environment, task) for task in tasks]
     tokens = 0
     while playing:
-        prompts = [rollout.chat.prompt(episode.exchanges()) for episode in playing]
+        prompts = [e.chat(rollout.chats).prompt(e.exchanges()) for e in playing]
         _, replies, _, _ = generation.generate(prompts, None, num_generations=1)
         for episode, reply_ids in zip(playing, replies, strict=True):
             tokens += len(reply_ids)
-            episode.reply(rollout.chat.reply_text(reply_ids), reply_ids)
+            episode.reply(episode.chat(rollout.chats).reply_text(reply_ids), reply_ids)
         playing = [episode for episode in playing if not episode.over]
     return tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -119,3 +120,17 @@ class Chat:
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class Chats:
+    """The chats of one tokenizer: each episode has a system prompt and tools of its own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._chats = lru_cache(maxsize=64)(self._chat)
+
+    def of(self, system_prompt: str, tools: list[dict[str, Any]] | None) -> Chat:
+        return self._chats(system_prompt, json.dumps(tools))
+
+    def _chat(self, system_prompt: str, tools: str) -> Chat:
+        return Chat(self.tokenizer, system_prompt, json.loads(tools))

@@ -30,8 +30,6 @@ def play(overrides: list[str]) -> None:
     console = Console()
     by_hand = not experiment.config.policy and not ({"checkpoint", "model"} & set(given))
     take_turn = _person(console) if by_hand else _policy(experiment, console)
-    if experiment.environment.system_prompt:
-        console.print(experiment.environment.system_prompt, style="dim", highlight=False)
     index = experiment.config.seed
     try:
         _episode(experiment.environment, index, take_turn, console)
@@ -48,6 +46,8 @@ def _episode(
 ) -> None:
     episode = Episode(environment, Task(evaluation_seed(index)))
     console.rule(f"evaluation episode {index}")
+    for text in (episode.trajectory.system_prompt, *(episode.trajectory.tools or ())):
+        console.print(text, style="dim", highlight=False, markup=False)
     while not episode.over:
         turn = episode.trajectory.turns[-1]
         console.print(f"\n{turn.observation}", highlight=False, markup=False)

@@ -30,7 +30,7 @@ from transformers.utils import cached_file
 
 from environments import Environment
 from rl_experiments import ranks
-from rl_experiments.chat import Chat
+from rl_experiments.chat import Chats
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.fit import Fit, Shape, fit
 from rl_experiments.rollout import Rollout
@@ -69,7 +69,7 @@ class Policy:
             sampler = TransformersSampler(played, pad_token_id=pad_token_id, **settings)
         return Rollout(
             environment=environment,
-            chat=Chat(self.tokenizer, environment.system_prompt, environment.tools),
+            chats=Chats(self.tokenizer),
             sampler=sampler,
             max_new_tokens=config.trainer.max_completion_length,
             max_length=config.model.max_length,

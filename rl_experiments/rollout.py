@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from environments import End, Environment, ScriptedPolicy, Step
-from rl_experiments.chat import Chat, Exchange
+from rl_experiments.chat import Chat, Chats, Exchange
 from rl_experiments.sampler import Completion, Request, Sampler
 
 T = TypeVar("T")
@@ -38,6 +38,8 @@ class Trajectory:
 
     seed: int
     member: int = 0
+    system_prompt: str = ""
+    tools: list[dict[str, Any]] | None = None
     turns: list[Turn] = field(default_factory=list)
     end: End | None = None
     reward: float | None = None
@@ -73,14 +75,23 @@ class Episode:
         self.environment = environment.fresh()
         self.trajectory = Trajectory(task.seed, task.member)
         self._exchanges: list[Exchange] = []
+        self._chat: Chat | None = None
         try:
             self._observe(self.environment.reset(task.seed, member=task.member), "user")
+            self.trajectory.system_prompt = self.environment.system_prompt
+            self.trajectory.tools = self.environment.tools
         except Exception as error:
             self._fail(error)
 
     @property
     def over(self) -> bool:
         return self.trajectory.end is not None
+
+    def chat(self, chats: Chats) -> Chat:
+        """Its format, by the system prompt and the tools of its task."""
+        if self._chat is None:
+            self._chat = chats.of(self.trajectory.system_prompt, self.trajectory.tools)
+        return self._chat
 
     def exchanges(self) -> list[Exchange]:
         """The turns that the policy sees."""
@@ -149,7 +160,7 @@ class Rollout:
     """Plays episodes with a sampler: an episode's next turn is queued as soon as it is known."""
 
     environment: Environment
-    chat: Chat
+    chats: Chats
     sampler: Sampler
     max_new_tokens: int
     max_length: int  # tokens of prompt and reply together
@@ -220,11 +231,15 @@ class Rollout:
         """Queue the episode's present turn; False when it is over, or has grown too long."""
         if episode.over:
             return False
-        exchanges, turns = episode.exchanges(), episode.trajectory.turns
+        exchanges, turns, chat = (
+            episode.exchanges(),
+            episode.trajectory.turns,
+            episode.chat(self.chats),
+        )
         if len(turns) > 1 and len(exchanges) == len(turns):  # all is shown
-            prompt_ids = self.chat.following(turns[-2].prompt_ids, *exchanges[-2:])
+            prompt_ids = chat.following(turns[-2].prompt_ids, *exchanges[-2:])
         else:
-            prompt_ids = self.chat.prompt(exchanges)
+            prompt_ids = chat.prompt(exchanges)
         if len(prompt_ids) + self.max_new_tokens > self.max_length:
             episode.truncate()
             return False
@@ -245,7 +260,7 @@ class Rollout:
         turn.reply_ids = completion.token_ids
         turn.logprobs = completion.logprobs
         self.tokens += len(completion.token_ids)
-        return self.chat.reply_text(completion.token_ids)
+        return episode.chat(self.chats).reply_text(completion.token_ids)
 
 
 def probe(rollout: Rollout, *, seeds: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -256,8 +271,8 @@ def probe(rollout: Rollout, *, seeds: Sequence[int]) -> list[tuple[list[int], li
         episode = Episode(rollout.environment, Task(seed))
         if not episode.over:
             reply = policy(episode.environment, Random(f"probe/{seed}"))
-            prompt_ids = rollout.chat.prompt(episode.exchanges())
-            found.append((prompt_ids, rollout.chat.reply_ids(reply)))
+            chat = episode.chat(rollout.chats)
+            found.append((chat.prompt(episode.exchanges()), chat.reply_ids(reply)))
     return found
 
 

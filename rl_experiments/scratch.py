@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
 from environments import Environment, training_seed
-from rl_experiments.chat import Chat, Exchange
+from rl_experiments.chat import Chats, Exchange
 from rl_experiments.rollout import Task, Trajectory, play_scripted, visible
 from rl_experiments.schema import ScratchConfig
 
@@ -56,17 +56,15 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
         "device": [best_device().type, torch.get_num_threads()],
         "scratch": asdict(scratch),
         "seed": seed,
-        "system_prompt": environment.system_prompt,
         "shown": environment.earlier_turns_shown,
         "episodes": [episode.to_json() for episode in episodes],
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{environment.__class__.__name__.lower()}-{digest}"
     if not folder.exists():
-        tokenizer = word_tokenizer(texts_of(environment, episodes))
+        tokenizer = word_tokenizer(texts_of(episodes))
         model = random_model(scratch, tokenizer, seed=seed)
-        chat = Chat(tokenizer, environment.system_prompt, environment.tools)
-        examples = turn_examples(chat, environment, episodes)
+        examples = turn_examples(Chats(tokenizer), environment, episodes)
         warm_up(model, examples, scratch, pad_token_id=int(tokenizer.pad_token_id), seed=seed)
         save(model, tokenizer, folder)
     return folder
@@ -113,12 +111,13 @@ class Example:
 
 
 def turn_examples(
-    chat: Chat, environment: Environment, episodes: Sequence[Trajectory]
+    chats: Chats, environment: Environment, episodes: Sequence[Trajectory]
 ) -> list[Example]:
     """Each turn of the episodes by itself, after what the policy sees before it."""
     examples = []
     for episode in episodes:
         exchanges: list[Exchange] = []
+        chat = chats.of(episode.system_prompt, episode.tools)
         for turn in episode.turns:
             exchanges.append(Exchange(turn.observation, turn.role))
             reply = chat.reply_ids(turn.reply)
@@ -204,10 +203,11 @@ def random_episodes(environment: Environment, count: int, seed: int) -> list[Tra
     return list(play_scripted(environment, policy, tasks, name=f"warm-up/{seed}"))
 
 
-def texts_of(environment: Environment, episodes: Sequence[Trajectory]) -> list[str]:
+def texts_of(episodes: Sequence[Trajectory]) -> list[str]:
     # A template starts each message with its role on a line of its own.
-    texts = [f"system\n{environment.system_prompt}", "user\n", "assistant\n", "tool\n", "\n"]
+    texts = ["user\n", "assistant\n", "tool\n", "\n"]
     for episode in episodes:
+        texts.append(f"system\n{episode.system_prompt}")
         texts += [text for turn in episode.turns for text in (turn.observation, turn.reply)]
     return texts
 

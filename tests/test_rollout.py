@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from environments import End, Environment, Step, evaluation_seed
+from environments import End, Environment, ScriptedPolicy, Step, evaluation_seed
 from environments.game2048 import Game2048
 from environments.game2048.replies import Parser
-from rl_experiments.chat import Chat, Exchange
-from rl_experiments.rollout import Rollout, Task, Trajectory, Turn
+from rl_experiments.chat import Chat, Chats, Exchange
+from rl_experiments.rollout import Episode, Rollout, Task, Trajectory, Turn
 from rl_experiments.rows import returns_to_go, to_rows, turn_advantages
 from rl_experiments.sampler import Completion, Engine, Request
 from rl_experiments.schema import Credit, ScratchConfig
@@ -54,8 +55,12 @@ def rollout(
         max_new_tokens=6,
         temperature=temperature,
     )
-    chat = Chat(tokenizer, environment.system_prompt, environment.tools)
-    return Rollout(environment, chat, sampler, max_new_tokens=6, max_length=max_length)
+    return Rollout(environment, Chats(tokenizer), sampler, max_new_tokens=6, max_length=max_length)
+
+
+def chat_of(played: Rollout) -> Chat:
+    """The chat of all of its episodes."""
+    return Episode(played.environment, Task(1)).chat(played.chats)
 
 
 def tasks(count: int) -> list[Task]:
@@ -125,7 +130,7 @@ class Turns:
 
 def test_no_turn_waits_for_another_episode(folder: Path) -> None:
     played = rollout(folder, game(max_moves=5, earlier_turns=0))
-    played.sampler = sampler = Turns(played.chat.reply_ids("<move>left</move>"))
+    played.sampler = sampler = Turns(chat_of(played).reply_ids("<move>left</move>"))
     found = played.play(tasks(3), policy_version=7)
     # The episode that is served first plays to its end while the others have not had a turn.
     longest = [len(list(turns)) for _, turns in groupby(sampler.order)]
@@ -237,7 +242,7 @@ def test_an_episode_does_not_depend_on_its_batch(folder: Path) -> None:
 
 def test_tokens_are_drawn_from_the_models_distribution(folder: Path) -> None:
     played = rollout(folder, game())
-    prompt = played.chat.prompt([Exchange(game().reset(1))])
+    prompt = chat_of(played).prompt([Exchange(game().reset(1))])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     n = 2000
@@ -336,3 +341,39 @@ def test_the_warm_up_teaches_the_format_and_no_skill(folder: Path) -> None:
             pass
         wins += step.end is End.WON
     assert won <= wins / 200 + 0.1
+
+
+@dataclass
+class Asks(Environment):
+    """Each task has a system prompt and a tool of its own."""
+
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {"random": lambda env, rng: "1"}
+
+    @property
+    def system_prompt(self) -> str:
+        return f"Call tool {self.number}."
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        return [{"type": "function", "function": {"name": f"tool-{self.number}"}}]
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        self.number = seed
+        return "Go."
+
+    def step(self, reply: str) -> Step:
+        return Step(end=End.LOST)
+
+
+def test_an_episode_shows_the_tools_of_its_task(folder: Path) -> None:
+    played = rollout(folder, Asks())
+    tokenizer = played.chats.tokenizer
+    tokenizer.chat_template = (
+        "{% if tools %}{{ tools[0].function.name }} {% endif %}"
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    for episode in played.play([Task(1), Task(3), Task(1, member=1)]):
+        shown = tokenizer.decode(episode.turns[0].prompt_ids)
+        assert shown == f"tool-{episode.seed} Call tool {episode.seed}.<|im_end|>Go.<|im_end|>"
+        record = episode.to_json()
+        assert record["tools"][0]["function"]["name"] == f"tool-{episode.seed}"

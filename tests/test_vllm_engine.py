@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from environments.game2048 import Game2048
 from environments.game2048.replies import Parser
-from rl_experiments.chat import Chat
+from rl_experiments.chat import Chats
 from rl_experiments.errors import UserError
 from rl_experiments.rollout import Rollout, Task
 from rl_experiments.schema import Config, Dtype, ScratchConfig
@@ -134,9 +134,7 @@ def test_what_was_sampled_has_the_policys_log_probabilities(
     sampler = VllmSampler(
         engine, model, eos_token_id=tokenizer.eos_token_id, max_new_tokens=6, temperature=1.0
     )
-    environment = game()
-    chat = Chat(tokenizer, environment.system_prompt, environment.tools)
-    rollout = Rollout(environment, chat, sampler, max_new_tokens=6, max_length=1024)
+    rollout = Rollout(game(), Chats(tokenizer), sampler, max_new_tokens=6, max_length=1024)
     for played in rollout.play([Task(seed) for seed in range(4)], policy_version=3):
         assert played.policy_version == 3
         for turn in played.turns:
