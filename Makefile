@@ -12,6 +12,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml requirements.lock requirements-dev.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-dev.lock --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23
 	touch $@
 
 test: install

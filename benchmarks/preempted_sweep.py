@@ -43,7 +43,7 @@ def main() -> None:
         moto_server() as server,
         FaultProxy(server) as proxy,
     ):
-        plane.preempt_share(SHARE, seed=3, after=AFTER)
+        plane.preempt_share(SHARE, seed=6, after=AFTER)
         os.environ |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
         bucket_of(proxy.url).create()

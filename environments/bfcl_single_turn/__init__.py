@@ -1,0 +1,5 @@
+"""Single-turn function calls of the Berkeley leaderboard as a text environment."""
+
+from environments.bfcl_single_turn.env import BfclSingleTurn
+
+__all__ = ["BfclSingleTurn"]

@@ -1,0 +1,62 @@
+"""Scripted policies for function calls: each looks at the environment's case and writes a reply."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from environments.bfcl_single_turn.answers import NamedArguments, right_calls
+
+if TYPE_CHECKING:
+    from environments.bfcl_single_turn.env import BfclSingleTurn
+    from environments.protocol import ScriptedPolicy
+
+NO_CALL = "None of these functions can do that."
+
+
+def as_reply(calls: list[NamedArguments]) -> str:
+    """In Hermes tags, one call each."""
+    blocks = [json.dumps({"name": name, "arguments": given}) for name, given in calls]
+    return "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks)
+
+
+def random(env: BfclSingleTurn, rng: Random) -> str:
+    """A call of any tool, half of the time with arguments of the right types, else with none."""
+    tools = [tool["function"] for tool in env.case["tools"]]
+    if not tools:
+        return as_reply([("call", {})])
+    tool = rng.choice(tools)
+    given = {}
+    if rng.random() < 0.5:
+        properties = tool["parameters"]["properties"]
+        given = {name: _any_value(schema, rng) for name, schema in properties.items()}
+    return as_reply([(tool["name"], given)])
+
+
+def oracle(env: BfclSingleTurn, _: Random) -> str:
+    """What the benchmark expects."""
+    calls = right_calls(env.case)
+    return as_reply(calls) if calls else NO_CALL
+
+
+def silent(_: BfclSingleTurn, __: Random) -> str:
+    """No call, which is right where no tool fits."""
+    return NO_CALL
+
+
+def _any_value(schema: dict[str, Any], rng: Random) -> Any:
+    if "enum" in schema:
+        return rng.choice(schema["enum"])
+    by_type: dict[str, Any] = {
+        "integer": rng.randrange(10),
+        "number": rng.randrange(10) / 2,
+        "boolean": rng.random() < 0.5,
+        "array": [],
+        "object": {},
+    }
+    return by_type.get(schema["type"], rng.choice("abcdefgh"))
+
+
+BASELINES: Mapping[str, ScriptedPolicy] = {"random": random, "oracle": oracle, "silent": silent}

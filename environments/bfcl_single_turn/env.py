@@ -1,0 +1,133 @@
+"""The function-calling environment: one request, tools that may fit it, one reply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from environments.bfcl_single_turn.baselines import BASELINES
+from environments.bfcl_single_turn.calls import read, within_limits
+from environments.bfcl_single_turn.data import Case, category_names, conversation, split
+from environments.bfcl_single_turn.grading import grade
+from environments.bfcl_single_turn.official import official
+from environments.bfcl_single_turn.rewards import partial_credit
+from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+
+
+@dataclass
+class BfclSingleTurn(Environment):
+    """Call the functions that a request needs, or none where none fits."""
+
+    categories: list[str] = field(default_factory=lambda: ["single_turn"])  # or groups of them
+    max_prompt_chars: int | None = 10000  # of functions and messages; cases above are left out
+    evaluation_share: float = 0.2  # of the cases, by a hash
+    keep_unwinnable: bool = False  # the cases that no reply can win
+    official_weight: float = 0.7
+    partial_weight: float = 0.3
+    invalid_penalty: float = 0.2  # for a call that cannot be decoded, and for nothing at all
+
+    recommended_model: ClassVar[str] = "xlam_2_3b_fc_r"
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
+
+    def __post_init__(self) -> None:
+        chosen = tuple(self.categories)
+        try:
+            named = bool(category_names(chosen))
+        except KeyError:
+            named = False
+        known = "single_turn, live, non_live, python, non_python, or of " + ", ".join(
+            official().single_turn
+        )
+        _require(named, "categories", self.categories, f"a list of {known}")
+        chars, share = self.max_prompt_chars, self.evaluation_share
+        valid = chars is None or (_is_number(chars) and isinstance(chars, int) and chars > 0)
+        _require(valid, "max_prompt_chars", chars, "a whole number > 0, or null")
+        _require(_is_number(share) and 0 < share < 1, "evaluation_share", share, "above 0, below 1")
+        kept = self.keep_unwinnable
+        _require(isinstance(kept, bool), "keep_unwinnable", kept, "true or false")
+        for name in ("official_weight", "partial_weight", "invalid_penalty"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value < math.inf, name, value, "a number >= 0")
+        self._parts = split(
+            chosen, max_prompt_chars=chars, evaluation_share=share, keep_unwinnable=kept
+        )
+        enough = f"such that cases are left for training and evaluation (max_prompt_chars={chars})"
+        _require(all(self._parts), "categories", self.categories, enough)
+        self._case: Case | None = None
+        self._ended = True  # until reset
+
+    @property
+    def case(self) -> Case:
+        """The present one, for scripted policies."""
+        if self._case is None:
+            raise RuntimeError("no episode: call reset")
+        return self._case
+
+    @property
+    def system_prompt(self) -> str:
+        """The present case's own, which few have."""
+        return conversation(self._case)[0] if self._case else ""
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The present case's; before the first reset, and where a case has none, None."""
+        return (self._case["tools"] or None) if self._case else None
+
+    @property
+    def category(self) -> str:
+        return self._case["category"] if self._case else ""
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        cases = self._parts[is_evaluation_seed(seed)]
+        self._case = cases[seed // 2 % len(cases)].case()
+        self._ended = False
+        return conversation(self._case)[1]
+
+    def step(self, reply: str) -> Step:
+        self._require_running()
+        case = self.case
+        reading = within_limits(case, read(reply))
+        calls = reading.calls
+        is_right = reading.is_gradable and grade(case, calls, reply)
+        partial = 0.0
+        if reading.is_gradable and reading.is_valid:
+            partial = partial_credit(case, calls or [])
+        if not reading.is_valid:
+            reward, end = -self.invalid_penalty, End.INVALID
+        else:
+            # Any call counts officially where one is wanted and no answer is known.
+            earned = partial if case["category"] == "live_relevance" else float(is_right)
+            reward = self.official_weight * earned + self.partial_weight * partial
+            end = End.WON if is_right else End.LOST
+        return self._finish(end, reward=reward, is_right=is_right, partial=partial)
+
+    def truncate(self) -> Step:
+        self._require_running()
+        return self._finish(End.TRUNCATED, reward=0.0, is_right=False, partial=0.0)
+
+    def _require_running(self) -> None:
+        if self._ended:
+            raise RuntimeError("episode is over: call reset")
+
+    def _finish(self, end: End, *, reward: float, is_right: bool, partial: float) -> Step:
+        self._ended = True
+        return Step(
+            reward=reward,
+            end=end,
+            metrics={
+                "official": float(is_right),
+                "partial": partial,
+                "invalid": float(end is End.INVALID),
+            },
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require(valid: bool, name: str, value: object, what: str) -> None:
+    if not valid:
+        raise ValueError(f"env.{name}={value}: must be {what}")
