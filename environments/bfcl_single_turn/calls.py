@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from environments.bfcl_single_turn.data import Case
-from environments.game2048.replies import without_thinking
+from environments.replies import without_thinking
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 

@@ -6,6 +6,7 @@ import re
 from enum import StrEnum
 
 from environments.game2048.game import DIRECTIONS
+from environments.replies import without_thinking
 
 
 class Parser(StrEnum):
@@ -24,7 +25,6 @@ _STRICT = re.compile(
     rf"</move{_XML_SPACE}>{_XML_SPACE}"
 )
 _ELEMENT = re.compile(r"<\s*move\s*>([^<]*)<\s*/\s*move\s*>", re.IGNORECASE)
-_THINK_TAG = re.compile(r"<(/?)think\s*>", re.IGNORECASE)
 
 _ARROWS = {"←": "left", "→": "right", "↑": "up", "↓": "down"}
 
@@ -40,21 +40,6 @@ def parse(reply: str, parser: Parser) -> str | None:
     elements = _ELEMENT.findall(without_thinking(reply))
     direction = elements[-1].strip().lower() if elements else None
     return direction if direction in DIRECTIONS else None
-
-
-def without_thinking(reply: str) -> str:
-    """The reply less its <think> blocks, closed or not.
-
-    What comes before a lone </think> is thinking too: some templates open the block in the prompt.
-
-    >>> without_thinking("<think>a</think>b<think>c")
-    'b'
-    """
-    first, *rest = _THINK_TAG.split(reply)
-    parts = [text for slash, text in zip(rest[::2], rest[1::2], strict=True) if slash]
-    if not rest or rest[0] == "":
-        parts.insert(0, first)
-    return "".join(parts)
 
 
 def direction_from_input(text: str) -> str | None:
