@@ -1,15 +1,19 @@
 """Two GPUs against one on the same batch, and one process whose episodes end at once.
 
-python -m benchmarks.two_gpus SIZE [OVERRIDES...]        (0.5b, 3b or small)
+python -m benchmarks.two_gpus SIZE [--parts one,two,early] [OVERRIDES...]
+
+SIZE: 0.5b, 3b or small; parts: those of the three runs that are wanted.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks import runs
+from benchmarks.models import SIZES
 
 GROUPS, GROUP, ROWS = 8, 8, 16  # of a generation; episodes in one; episodes a pass, all GPUs
 STEPS = 4
@@ -43,17 +47,20 @@ def seconds(what: str, overrides: Sequence[str]) -> float:
 
 
 def main() -> None:
-    size, overrides = sys.argv[1], sys.argv[2:]
-    one = seconds("one-gpu", [*settings(size, 1), *overrides])
-    two = seconds("two-gpus", [*settings(size, 2), *overrides])
-    print(f"two GPUs are {one / two:.2f} times as fast as one")
-    short = [
-        *settings(size, 2),
-        "env._target_=benchmarks.environments.EndsAtOnce",
-        f"+env.groups={GROUPS // 2}",
-    ]
-    seconds("second-ends-at-once", [*short, *overrides])
-    sys.exit(two >= one)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--parts", default="one,two,early")
+    parser.add_argument("overrides", nargs="*")
+    told = parser.parse_intermixed_args()
+    early = ["env._target_=benchmarks.environments.EndsAtOnce", f"+env.groups={GROUPS // 2}"]
+    runs_of = {"one": (1, []), "two": (2, []), "early": (2, early)}
+    found = {}
+    for part in told.parts.split(","):
+        gpus, own = runs_of[part]
+        found[part] = seconds(f"gpus-{part}", [*settings(told.size, gpus), *own, *told.overrides])
+    if {"one", "two"} <= found.keys():
+        print(f"two GPUs are {found['one'] / found['two']:.2f} times as fast as one")
+        sys.exit(found["two"] >= found["one"])
 
 
 if __name__ == "__main__":
