@@ -61,6 +61,16 @@ VERBS = {
         "rl_experiments.cli:push",
         is_job=False,
     ),
+    "export": Verb(
+        "export CHECKPOINT --to FOLDER, s3://... or hub:OWNER/NAME: a model for transformers",
+        "rl_experiments.export:export",
+        is_job=False,
+    ),
+    "audit": Verb(
+        "whether an environment's reward can be trusted with training; needs no model",
+        "rl_experiments.audit:audit",
+        is_job=False,
+    ),
     "resume": Verb(
         "resume RUN: run again what did not finish, with the settings of then",
         "rl_experiments.cli:resume",
@@ -151,7 +161,8 @@ def _hide_verbs_from_completion() -> None:
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, which may stand anywhere, and the rest."""
-    if arguments and arguments[0] in ("runs", "resume", "push"):  # they take words of their own
+    # These take words of their own.
+    if arguments and arguments[0] in ("runs", "resume", "push", "export"):
         return arguments[0], list(arguments[1:])
     bare = [
         word

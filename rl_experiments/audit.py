@@ -1,0 +1,55 @@
+"""The `audit` verb: an environment under policies without skill, and what is wrong with it."""
+
+from __future__ import annotations
+
+from hydra import compose, initialize_config_dir
+from rich import box
+from rich.table import Table
+
+from environments import End
+from rl_experiments.check import check
+from rl_experiments.errors import UserError
+from rl_experiments.progress import Progress
+from rl_experiments.schema import CONF_DIR
+from rl_experiments.soundness import Audit, cell
+
+_DEFAULTS = {"name": "audit", "num_examples": "200"}
+
+
+def audit(overrides: list[str]) -> None:
+    """Print how the policies do and what is wrong; a `UserError` if anything is."""
+    if any(word.startswith("-") for word in overrides):
+        raise UserError("audit takes settings only, such as env=wordle env.words=tiny")
+    given = [word.split("=")[0] for word in overrides]
+    words = [f"{key}={value}" for key, value in _DEFAULTS.items() if key not in given]
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        experiment = check(compose(config_name="config", overrides=[*overrides, *words]))
+    config, progress = experiment.config, Progress()
+    with progress.status("playing without a model"):
+        found = Audit(experiment.environment, config.num_examples)
+    settings = {key: value for key, value in config.env.items() if key != "_target_"}
+    progress.print(" ".join(f"{key}={value}" for key, value in settings.items()))
+    progress.print(_table(found))
+    lines = [*(f"note: {note}" for note in found.notes), *found.faults]
+    for line in lines if found.faults else [*lines, "no fault found"]:
+        progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found.faults:
+        count = len(found.faults)
+        raise UserError(f"env={config.env.get('name')}: {count} fault{'s' * (count > 1)} found")
+
+
+def _table(found: Audit) -> Table:
+    title = f"seeds 0 to {len(found.tasks) - 1}, without a model; 95 % intervals"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    for column in ("n", "mean reward", "win rate"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("ends")
+    last = list(found.baselines)[-1]
+    for name, result in found.results.items():
+        count = len(result.rewards)
+        cells = (cell(result.mean), f"{result.ends[End.WON] / count:.3f}")
+        ends = ", ".join(f"{end} {number}" for end, number in result.ends.most_common())
+        style = "bold" if name == found.oracle else ""
+        table.add_row(name, str(count), *cells, ends, style=style, end_section=name == last)
+    return table
