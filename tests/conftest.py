@@ -34,7 +34,7 @@ def program_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     """The variables of the programs that the tests run; the cache is the tests' own."""
     cache = tmp_path_factory.mktemp("cache")
     quiet = {"XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
-    return {**os.environ, **quiet, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, **quiet, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture

@@ -388,7 +388,7 @@ def test_a_job_that_lost_its_lease_uploads_nothing(proxy: FaultProxy, tmp_path: 
 def test_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"^name=.*only letters, digits"):
         Store.open(str(tmp_path), project="project", name=name, setting=SETTING)
-    with pytest.raises(UserError, match=r"^project=.*only letters, digits"):
+    with pytest.raises(UserError, match=r"^checkpoint.project=.*only letters, digits"):
         Store.open(str(tmp_path), project=name, name="run", setting=SETTING)
     assert list(tmp_path.iterdir()) == []
 

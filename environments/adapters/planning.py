@@ -1,0 +1,68 @@
+"""Scripted policies for Gymnasium; the oracle plans on the table of transitions of toy texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from typing import TYPE_CHECKING
+
+from environments.adapters.replies import as_element
+
+if TYPE_CHECKING:
+    from environments.adapters.gymnasium_text import GymnasiumText
+    from environments.protocol import ScriptedPolicy
+
+_SWEEPS = 1000
+_DISCOUNT = 0.999
+_plans: dict[str, list[int]] = {}  # by environment and its options
+
+
+def random(env: GymnasiumText, rng: Random) -> str:
+    """Any action; of texts, letters at random that the space contains."""
+    if env.names:
+        return as_element("action", rng.choice(env.names))
+    env.gym.action_space.seed(rng.getrandbits(32))
+    return as_element("action", env.gym.action_space.sample())
+
+
+def first(env: GymnasiumText, rng: Random) -> str:
+    """The same action every turn."""
+    return as_element("action", env.names[0]) if env.names else random(env, Random(0))
+
+
+def oracle(env: GymnasiumText, rng: Random) -> str:
+    """The best action by the table of transitions, which the toy texts have."""
+    table = getattr(env.gym.unwrapped, "P", None)
+    if table is None:
+        raise ValueError(f"env.id={env.id}: has no table of transitions, so no oracle")
+    key = f"{env.id} {env.options}"
+    if key not in _plans:
+        _plans[key] = best_actions(table)
+    return as_element("action", env.names[_plans[key][int(env.state)] - env.first])
+
+
+def best_actions(
+    table: Mapping[int, Mapping[int, list[tuple[float, int, float, bool]]]],
+) -> list[int]:
+    """By value iteration: the action of each state that earns most, a little discounted."""
+    values = [0.0] * len(table)
+    for _ in range(_SWEEPS):
+        before = list(values)
+        for state, actions in table.items():
+            values[state] = max(_worth(outcomes, values) for outcomes in actions.values())
+        if max(abs(a - b) for a, b in zip(before, values, strict=True)) < 1e-6:
+            break
+    return [
+        max(table[state], key=lambda action: _worth(table[state][action], values))
+        for state in range(len(table))
+    ]
+
+
+def _worth(outcomes: list[tuple[float, int, float, bool]], values: list[float]) -> float:
+    return sum(
+        chance * (reward + _DISCOUNT * values[after] * (not is_end))
+        for chance, after, reward, is_end in outcomes
+    )
+
+
+BASELINES: Mapping[str, ScriptedPolicy] = {"random": random, "first": first, "oracle": oracle}

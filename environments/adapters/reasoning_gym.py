@@ -1,0 +1,119 @@
+"""Datasets of reasoning-gym: a question, one reply, the dataset's own score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+from environments.adapters.items import Item, Source, library, sources
+from environments.adapters.library import is_int, one_line, require
+from environments.adapters.replies import as_element, last_element
+from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+
+
+def random(env: ReasoningGym, rng: Random) -> str:
+    """The answer of another item of the same dataset."""
+    other = env.item
+    for _ in range(8):
+        other = env.source.item(rng.randrange(env.items), held_out=False)
+        if other.question != env.item.question:
+            break
+    return as_element("answer", other.answer)
+
+
+def oracle(env: ReasoningGym, rng: Random) -> str:
+    if env.item.answer is None:
+        raise ValueError(f"env.dataset={env.category}: has no known answers, so no oracle")
+    return as_element("answer", env.item.answer)
+
+
+@dataclass
+class ReasoningGym(Environment):
+    """Answer a question of one dataset, or of several in turn."""
+
+    dataset: str = "chain_sum"  # a name, or names joined by +
+    options: dict[str, Any] | None = None  # of one; or by name, {maze: {...}}
+    items: int = 5000  # of each dataset, for training and again for evaluation
+
+    recommended_model: ClassVar[str] = "qwen2_5_1_5b"
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {"random": random, "oracle": oracle}
+
+    def __post_init__(self) -> None:
+        require(is_int(self.items, 1), "items", self.items, "a whole number >= 1")
+        names = str(self.dataset).split("+")
+        known = library().factory.DATASETS
+        for name in names:
+            require(name in known, "dataset", self.dataset, f"of {', '.join(sorted(known))}")
+        given = dict(self.options or {})
+        options = given if len(names) > 1 else {names[0]: given}
+        require(set(options) <= set(names), "options", self.options, f"by name: {', '.join(names)}")
+        try:
+            settings = json.dumps(options, sort_keys=True)
+            self._sources = sources(tuple(names), settings, self.items)
+        except Exception as error:
+            raise ValueError(
+                f"env.dataset={self.dataset}: must be made from "
+                f"env.options={self.options} and env.items={self.items} ({one_line(error)})"
+            ) from None
+        self._ended = True  # until reset
+        self._item: Item | None = None
+
+    @property
+    def item(self) -> Item:
+        """The present one, for scripted policies."""
+        if self._item is None:
+            raise RuntimeError("no episode: call reset")
+        return self._item
+
+    @property
+    def source(self) -> Source:
+        return self._sources[self._index]
+
+    @property
+    def category(self) -> str:
+        return self.source.name if self._item else ""
+
+    @property
+    def system_prompt(self) -> str:
+        return (
+            "Reason step by step. Then end with the answer alone in an element, "
+            "<answer>like this</answer>."
+        )
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        number, self._index = divmod(seed // 2, len(self._sources))
+        self._item = self.source.item(number % self.items, held_out=is_evaluation_seed(seed))
+        self._ended = False
+        return self._item.question
+
+    def step(self, reply: str) -> Step:
+        self._require_running()
+        answer = last_element("answer", reply)
+        if not answer:
+            return self._finish(End.INVALID)
+        score = self.source.score(answer, self.item)
+        return self._finish(End.WON if score >= 1 else End.LOST, reward=score, readable=1.0)
+
+    def truncate(self) -> Step:
+        self._require_running()
+        return self._finish(End.TRUNCATED)
+
+    def reply_from_input(self, text: str) -> str:
+        return text if "<answer>" in text else as_element("answer", text.strip())
+
+    def _require_running(self) -> None:
+        if self._ended:
+            raise RuntimeError("episode is over: call reset")
+
+    def _finish(self, end: End, *, reward: float = 0.0, readable: float = 0.0) -> Step:
+        self._ended = True
+        answer = self.item.answer
+        return Step(
+            observation="" if answer is None else f"The answer is {answer}",
+            reward=reward,
+            end=end,
+            metrics={"win": float(end is End.WON), "format": readable},
+        )
