@@ -200,3 +200,33 @@ def test_what_would_fail_later_is_refused_before_any_work(
         second = program(*RUN, "name=x", "resume=true")
     assert second.returncode == 1
     assert "another process writes this run" in second.stderr and "loading" not in second.stdout
+
+
+OWN = """
+def train(config, run):
+    found = run.rewind()
+    done = int((found / "state.json").read_text()) if found else 0
+    for step in range(done + 1, config.trainer.max_steps + 1):
+        made = run.checkpoints / f"checkpoint-{step}"
+        made.mkdir(parents=True)
+        (made / "state.json").write_text(str(step))
+        run.log_metrics(step, {"score": -float(step)})
+        run.seal(step)
+        if step == 3 and not config.resume:
+            raise SystemExit("killed")
+    return float(done)
+"""
+
+
+def test_a_training_function_of_ones_own_has_the_store(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    own = ["trainer.target=own:train", "name=own", "trainer.max_steps=8", "checkpoint.store=store"]
+    own += ["checkpoint.keep_best=score", "checkpoint.keep_latest=1"]
+    path = {"PYTHONPATH": str(tmp_path)}
+    assert program(*own, **path).returncode == 1
+    assert sorted(stored(tmp_path / "store", "own-0")) == [1, 3]
+    done = program(*own, "resume=true", **path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(stored(tmp_path / "store", "own-0")) == [1, 8]
+    assert steps(tmp_path / "runs/own/0") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert " 3 " in done.stdout  # its metric: where it went on from
