@@ -54,10 +54,12 @@ def check(cfg: DictConfig) -> Experiment:
 
 def _check_reachable(config: Config) -> None:
     """A job on Modal sees the folders of its volumes, not those of this machine."""
-    for name, path in (("checkpoint", config.checkpoint.path), ("model.path", config.model.path)):
-        if path and Path(path).is_dir():
+    named = {"checkpoint": config.checkpoint.path, "model.path": config.model.path}
+    named |= {f"env.{key}": value for key, value in config.env.items() if isinstance(value, str)}
+    for name, path in named.items():
+        if path and ("/" in path or Path(path).suffix) and Path(path).exists():
             raise UserError(
-                f"{name}={path}: a folder of this machine, which gpu={config.gpu.type.lower()} "
+                f"{name}={path}: is on this machine, which gpu={config.gpu.type.lower()} "
                 "cannot see; give a folder of the outputs volume (/outputs/RUN/JOB), or use "
                 "gpu=local"
             )

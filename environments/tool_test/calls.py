@@ -1,0 +1,79 @@
+"""From a reply to the calls it makes, whatever the reply; all of it in linear time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from environments.replies import without_thinking
+
+MOST_CHARACTERS = 1 << 17  # of a reply that is read
+_MOST_CALLS = 64  # that are decoded; any more are unreadable ones
+
+_TAG = re.compile(r"<(/?)tool_call>")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call by its name and arguments; one that cannot be read has no name."""
+
+    name: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+_UNREADABLE = Call()
+
+
+def parse(reply: str) -> list[Call]:
+    """The calls outside the thinking, in order; those that are no calls in form have no name.
+
+    A call is JSON with a name and arguments, and nothing else, between <tool_call> tags.
+    """
+    if len(reply) > MOST_CHARACTERS:
+        return []
+    _, *rest = _TAG.split(without_thinking(reply))
+    calls: list[Call] = []
+    opened: str | None = None  # what follows a tag that has opened a call
+    for slash, text in zip(rest[::2], rest[1::2], strict=True):
+        if opened is not None:
+            readable = slash and len(calls) < _MOST_CALLS
+            calls.append(_call(opened) if readable else _UNREADABLE)
+        opened = None if slash else text
+    return calls if opened is None else [*calls, _UNREADABLE]
+
+
+def as_text(call: Call) -> str:
+    r"""As Hermes and Qwen write it.
+
+    >>> as_text(Call("say", {"text": "hello"}))
+    '<tool_call>\n{"name": "say", "arguments": {"text": "hello"}}\n</tool_call>'
+    """
+    content = {"name": call.name, "arguments": call.arguments}
+    return f"<tool_call>\n{json.dumps(content, ensure_ascii=False)}\n</tool_call>"
+
+
+def _call(text: str) -> Call:
+    try:
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return _UNREADABLE
+    if not isinstance(found, dict) or found.keys() != {"name", "arguments"}:
+        return _UNREADABLE
+    name, arguments = found["name"], found["arguments"]
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return _UNREADABLE
+    return Call(name, arguments)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

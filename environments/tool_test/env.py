@@ -1,0 +1,186 @@
+"""The tool test: calls of dummy tools, all in one reply or one a turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, ClassVar
+
+from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+from environments.tool_test import rewards, tasks
+from environments.tool_test.baselines import BASELINES
+from environments.tool_test.calls import Call, parse
+from environments.tool_test.tasks import Arguments
+from environments.tool_test.tools import CATALOGUE
+
+_WEIGHTS = ("exact_weight", "names_weight", "arguments_weight", "calls_weight")
+
+
+@dataclass
+class ToolTest(Environment):
+    """Call the tools that are asked for, with the right arguments, and no others."""
+
+    offered: list[str] = field(default_factory=list)  # names of tools; none: all there are
+    min_calls: int = 1
+    max_calls: int = 3
+    arguments: Arguments = Arguments.given
+    one_a_turn: bool = False  # calls follow each other, each after the tool's answer to the last
+    max_turns: int = 8  # for that
+    exact_weight: float = 0.8  # for exactly the calls asked for
+    names_weight: float = 0.1  # for the share of right tools
+    arguments_weight: float = 0.1  # of right arguments
+    calls_weight: float = 0.0  # of right calls
+
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
+
+    def __post_init__(self) -> None:
+        names = self.offered
+        valid = len({*names}) == len(names) and {*names} <= {*CATALOGUE}
+        _require(valid, "offered", ",".join(names), f"different ones of {', '.join(CATALOGUE)}")
+        self.names = list(names or CATALOGUE)
+        most = len(self.names)
+        valid = _is_int(self.min_calls, 1, most)
+        _require(valid, "min_calls", self.min_calls, f"from 1 to {most}, as many as are offered")
+        valid = _is_int(self.max_calls, self.min_calls, most)
+        _require(valid, "max_calls", self.max_calls, f"from env.min_calls to {most}, the same")
+        valid = self.arguments in list(Arguments)
+        _require(valid, "arguments", self.arguments, " or ".join(Arguments))
+        self.arguments = Arguments(self.arguments)
+        _require(isinstance(self.one_a_turn, bool), "one_a_turn", self.one_a_turn, "true or false")
+        least = self.max_calls + 1 if self.one_a_turn else 1
+        valid = _is_int(self.max_turns, least, 1000)
+        _require(valid, "max_turns", self.max_turns, f"from {least}, one a call and a last one")
+        for name in _WEIGHTS:
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value <= 100, name, value, "from 0 to 100")
+        self._counts = (self.min_calls, self.max_calls)
+        if not tasks.has_both_parts(tuple(self.names), self._counts, self.arguments):
+            raise ValueError(
+                f"env.offered={','.join(self.names)}: must give tasks for training and others for "
+                "evaluation; offer more tools, or raise env.max_calls"
+            )
+        self._ended = True  # until reset
+
+    @property
+    def system_prompt(self) -> str:
+        given = self.arguments is Arguments.given
+        which = "the arguments given" if given else "arguments of your choice"
+        how = "Make all calls in one reply."
+        if self.one_a_turn:
+            how = "Make one call a turn. When all are made, reply without a call."
+        return f"Call the tools asked for, each once, with {which}, and no others. {how}"
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        return [CATALOGUE[name].schema for name in self.names]
+
+    @property
+    def category(self) -> str:
+        """How many calls are asked for."""
+        return f"{len(self.asked)} call{'s' if len(self.asked) > 1 else ''}"
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        self.asked = tasks.draw_part(
+            Random(f"tool_test/{seed}"),
+            self.names,
+            counts=self._counts,
+            arguments=self.arguments,
+            held_out=is_evaluation_seed(seed),
+        )
+        self.made: list[Call] = []
+        self.turns = 0
+        self._worth = 0.0  # of the episode so far
+        self._ended = False
+        return tasks.request(self.asked)
+
+    def step(self, reply: str) -> Step:
+        self._require_running()
+        calls = parse(reply)
+        self.turns += 1
+        if self.one_a_turn and calls:
+            return self._take(calls)
+        self.made += calls
+        if not any(call.name for call in self.made):
+            return self._finish(End.INVALID)
+        return self._finish(End.WON if rewards.exact(self.asked, self.made) else End.LOST)
+
+    def truncate(self) -> Step:
+        self._require_running()
+        return self._finish(End.TRUNCATED)
+
+    def reply_from_input(self, text: str) -> str:
+        """Takes a tool's name and its arguments as JSON, `say {"text": "yes"}`, or a reply."""
+        name, _, arguments = text.strip().partition(" ")
+        if name not in CATALOGUE:
+            return text
+        return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments or "{}"}}}\n</tool_call>'
+
+    def _require_running(self) -> None:
+        if self._ended:
+            raise RuntimeError("episode is over: call reset")
+
+    def _take(self, calls: Sequence[Call]) -> Step:
+        """A turn of calls that goes on, unless it is the last; of several none is carried out."""
+        wrong = _what_is_wrong(calls)
+        self.made += calls if len(calls) == 1 else [Call()] * len(calls)
+        if self.turns == self.max_turns:
+            return self._finish(End.TRUNCATED)
+        answer = {"error": wrong} if wrong else {"result": "done"}
+        return Step(observation=json.dumps(answer), role="tool", reward=self._gain())
+
+    def _finish(self, end: End) -> Step:
+        self._ended = True
+        reward = self._gain(end)
+        return Step(
+            reward=reward,
+            end=end,
+            episode_reward=self._worth,
+            metrics={
+                "win": float(end is End.WON),
+                "calls": float(len(self.made)),
+                "right_names": rewards.right_names(self.asked, self.made),
+                "right_arguments": rewards.right_arguments(self.asked, self.made),
+                "right_calls": rewards.right_calls(self.asked, self.made),
+                "unreadable_calls": float(sum(not call.name for call in self.made)),
+            },
+        )
+
+    def _gain(self, end: End | None = None) -> float:
+        """What this turn has changed in the reward that the episode would end with."""
+        before, self._worth = self._worth, self._reward(end)
+        return self._worth - before
+
+    def _reward(self, end: End | None) -> float:
+        return (
+            self.exact_weight * (end is End.WON)
+            + self.names_weight * rewards.right_names(self.asked, self.made)
+            + self.arguments_weight * rewards.right_arguments(self.asked, self.made)
+            + self.calls_weight * rewards.right_calls(self.asked, self.made)
+        )
+
+
+def _what_is_wrong(calls: Sequence[Call]) -> str:
+    """Why a turn's calls are not carried out; empty if they are. Quotes nothing of them."""
+    if len(calls) > 1:
+        return "one call a turn"
+    call = calls[0]
+    if not call.name:
+        return "the call cannot be read"
+    if call.name not in CATALOGUE:
+        return "there is no such tool"
+    return CATALOGUE[call.name].what_is_wrong(call.arguments)
+
+
+def _is_int(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require(valid: bool, name: str, value: object, what: str) -> None:
+    if not valid:
+        raise ValueError(f"env.{name}={value}: must be {what}")

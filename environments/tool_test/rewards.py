@@ -1,0 +1,54 @@
+"""The parts of the reward, each from 0 to 1, before their weights.
+
+Each is a share of the calls asked for or of those made, whichever are more: calls that nobody asked
+for cost as much as calls left out. The calls asked for are of different tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from environments.tool_test.calls import Call
+from environments.tool_test.tools import CATALOGUE, is_typed
+
+
+def exact(asked: Sequence[Call], made: Sequence[Call]) -> float:
+    """Whether the calls made are those asked for, in any order, and no others."""
+    return float(right_calls(asked, made) == 1)
+
+
+def right_names(asked: Sequence[Call], made: Sequence[Call]) -> float:
+    """The share of tools that were called, whatever the arguments."""
+    first = _first_by_name(made)
+    return sum(call.name in first for call in asked) / max(len(asked), len(made))
+
+
+def right_arguments(asked: Sequence[Call], made: Sequence[Call]) -> float:
+    """The mean share of right arguments; of a tool that was called again the first call counts."""
+    first = _first_by_name(made)
+    shares = [argument_share(call, first[call.name]) for call in asked if call.name in first]
+    return sum(shares) / max(len(asked), len(made))
+
+
+def right_calls(asked: Sequence[Call], made: Sequence[Call]) -> float:
+    """The share of calls with the right name and all arguments right."""
+    first = _first_by_name(made)
+    right = [call for call in asked if call.name in first]
+    count = sum(argument_share(call, first[call.name]) == 1 for call in right)
+    return count / max(len(asked), len(made))
+
+
+def argument_share(asked: Call, made: Call) -> float:
+    """Of the arguments of one call, those of the right type and, where one is given, value."""
+    right = 0
+    parameters = CATALOGUE[asked.name].parameters
+    for parameter in parameters:
+        if parameter.name in made.arguments:
+            value = made.arguments[parameter.name]
+            expected = asked.arguments.get(parameter.name, value)
+            right += is_typed(value, parameter.schema) and value == expected
+    return right / max(len(parameters), len(made.arguments))
+
+
+def _first_by_name(made: Sequence[Call]) -> Mapping[str, Call]:
+    return {call.name: call for call in reversed(made)}
