@@ -16,7 +16,7 @@ install: .venv/installed
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

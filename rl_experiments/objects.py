@@ -266,7 +266,7 @@ def _lasts(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError | PermissionError | ValueError | CancelledError):
         return True
     if code(error):
-        return code(error) in _ANSWERS
+        return code(error) in (*_ANSWERS, "RequestTimeTooSkewed")  # botocore has set its own clock
     return is_storage_error(error) or "Credentials" in type(error).__name__
 
 

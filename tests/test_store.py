@@ -452,7 +452,7 @@ def test_a_store_that_may_only_be_read_serves_readers(proxy: FaultProxy, tmp_pat
 def test_a_wrong_clock_is_told(proxy: FaultProxy) -> None:
     proxy.refuses = {"GET": "RequestTimeTooSkewed"}
     with pytest.raises(UserError, match=r"the clock of this machine is wrong \(RequestTimeTooSk"):
-        Store.open("s3://bucket", project="p", name="r", setting=SETTING, patience=1)
+        Store.open("s3://bucket", project="p", name="r", setting=SETTING)
 
 
 def test_a_full_disk_leaves_nothing_half_fetched(proxy: FaultProxy, tmp_path: Path) -> None:
