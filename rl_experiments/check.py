@@ -55,9 +55,13 @@ def check(cfg: DictConfig) -> Experiment:
 def _check_reachable(config: Config) -> None:
     """A job on Modal sees the folders of its volumes, not those of this machine."""
     named = {"checkpoint": config.checkpoint.path, "model.path": config.model.path}
-    named |= {f"env.{key}": value for key, value in config.env.items() if isinstance(value, str)}
+    named |= {  # a name may happen to be that of a folder here; with a suffix it is a file's
+        f"env.{key}": value
+        for key, value in config.env.items()
+        if isinstance(value, str) and Path(value).suffix
+    }
     for name, path in named.items():
-        if path and ("/" in path or Path(path).suffix) and Path(path).exists():
+        if path and Path(path).exists():
             raise UserError(
                 f"{name}={path}: is on this machine, which gpu={config.gpu.type.lower()} "
                 "cannot see; give a folder of the outputs volume (/outputs/RUN/JOB), or use "
