@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import shown
+
 
 def demo(seed: int) -> dict[str, Any]:
     """Run the demo; its evaluation and the seconds it took."""
@@ -37,16 +39,12 @@ def main() -> None:
         apart = before["high"] < after["low"]
         failed |= gain["value"] < 0.30 or not apart
         print(
-            f"seed {seed}: before {_show(before)}, after {_show(after)}, paired {_show(gain)}; "
+            f"seed {seed}: before {shown(before)}, after {shown(after)}, paired {shown(gain)}; "
             f"intervals {'apart' if apart else 'overlap'}; {result['seconds']:.0f} s in all, "
             f"{result['training']:.0f} s of training",
             flush=True,
         )
     sys.exit(failed)
-
-
-def _show(estimate: dict[str, float]) -> str:
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
 if __name__ == "__main__":

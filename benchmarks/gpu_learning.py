@@ -8,7 +8,6 @@ the win rate before and after touch, or if sampler and trainer differ by 0.02 on
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from statistics import fmean
@@ -45,10 +44,9 @@ def main() -> None:
     started = time.monotonic()
     run = runs.train(f"learning-{kind}", [*SETTINGS, *KINDS[kind], *overrides])
     minutes = (time.monotonic() - started) / 60
-    policies = json.loads((run / "evaluation.json").read_text())["policies"]
-    rates = {policy["policy"]: policy["win_rate"] for policy in policies}
+    rates = {name: policy["win_rate"] for name, policy in runs.policies(run).items()}
     for name, rate in rates.items():
-        print(f"{name:<14} {rate['value']:.3f} ({rate['low']:.3f} to {rate['high']:.3f})")
+        print(f"{name:<14} {runs.shown(rate)}")
     lines = runs.metrics(run)
     differences = {}
     for what in ("sampling", "sync"):

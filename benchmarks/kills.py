@@ -9,7 +9,6 @@ requests, and once, in the middle, the local ones are deleted.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -17,7 +16,6 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import equal
@@ -113,12 +111,7 @@ def sealed(run: Path) -> set[int]:
 def same_results(first: Path, second: Path) -> bool:
     left, right = (load_file(last_checkpoint(run) / "model.safetensors") for run in (first, second))
     equal_weights = all(equal(left[name], right[name]) for name in left)
-    return equal_weights and results(first) == results(second)
-
-
-def results(run: Path) -> Any:
-    lines = [{k: v for k, v in line.items() if "time/" not in k} for line in runs.metrics(run)]
-    return lines, json.loads((run / "evaluation.json").read_text())
+    return equal_weights and runs.results(first) == runs.results(second)
 
 
 def last_checkpoint(run: Path) -> Path:

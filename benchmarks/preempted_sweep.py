@@ -8,7 +8,6 @@ answers are faults. Fails if a job is missing, has gaps, or is not what it is wi
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -62,7 +61,10 @@ def main() -> None:
         preempted = sum(a.ending == "preempted" for call in calls for a in call.attempts)
         keys = [found.key for found in bucket_of(proxy.url).objects.all()]
     manifests = sum(key.endswith("manifest.json") for key in keys)
-    same = [results(here.parent / str(n)) == results(there.parent / str(n)) for n in range(jobs)]
+    same = [
+        runs.results(here.parent / str(n)) == runs.results(there.parent / str(n))
+        for n in range(jobs)
+    ]
     print(
         f"{sum(same)} of {jobs} jobs as undisturbed after {preempted} preemptions, "
         f"{time.monotonic() - begun:.0f} s; {manifests} of {jobs * STEPS // 2} checkpoints stored"
@@ -78,11 +80,6 @@ def sweep(settings: list[str], what: str, **variables: str) -> str:
     if ended.returncode:
         sys.exit(f"{ended.stdout[-4000:]}\n{ended.stderr[-2000:]}")
     return name
-
-
-def results(run: Path) -> object:
-    lines = [{k: v for k, v in line.items() if "time/" not in k} for line in runs.metrics(run)]
-    return lines, json.loads((run / "evaluation.json").read_text())
 
 
 if __name__ == "__main__":

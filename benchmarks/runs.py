@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import model_folder
-
 RULES_ART = ("env=game2048", "env.rules=art", "env.parser=strict")
 # The task of conf/tuned/game2048_tiny.yaml, a random play of which wins four times in ten.
 EASY = (
@@ -23,6 +21,8 @@ EASY = (
 
 def model(size: str) -> list[str]:
     """The overrides that choose the benchmarks' model; `small` is kept exact for a CPU."""
+    from benchmarks.models import model_folder  # which imports torch
+
     folder = model_folder(size)
     chosen = ["model=qwen2_5_0_5b", f"model.path={folder}", f"model.name=benchmark_{size}"]
     return [*chosen, "model.dtype=float32"] if size == "small" else chosen
@@ -79,6 +79,22 @@ def output(name: str) -> str:
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def policies(run: Path) -> dict[str, dict[str, Any]]:
+    """What evaluation.json says of each policy."""
+    found = json.loads((run / "evaluation.json").read_text())["policies"]
+    return {policy["policy"]: policy for policy in found}
+
+
+def results(run: Path) -> Any:
+    """All that two equal runs have in common: metrics without the clock's, and the evaluation."""
+    lines = [{k: v for k, v in line.items() if "time/" not in k} for line in metrics(run)]
+    return lines, json.loads((run / "evaluation.json").read_text())
+
+
+def shown(estimate: dict[str, float]) -> str:
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**estimate)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -7,11 +7,11 @@ Fails if the intervals of the mean reward on 1,000 unseen seeds touch.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
 from benchmarks import runs
+from benchmarks.runs import shown
 
 
 def main() -> None:
@@ -20,22 +20,17 @@ def main() -> None:
         started = time.monotonic()
         overrides = ["env=tool_test", "model=tiny", f"seed={seed}"]
         run = runs.train(f"tool-test-{seed}", overrides, timeout=3600)
-        policies = json.loads((run / "evaluation.json").read_text())["policies"]
-        found = {policy["policy"]: policy for policy in policies}
+        found = runs.policies(run)
         before, after = found["before"], found["after"]
         apart = before["reward"]["high"] < after["reward"]["low"]
         failed |= not apart
         print(
-            f"seed {seed}: reward {_show(before['reward'])}, after {_show(after['reward'])}; "
-            f"exact {_show(before['win_rate'])}, after {_show(after['win_rate'])}; "
+            f"seed {seed}: reward {shown(before['reward'])}, after {shown(after['reward'])}; "
+            f"exact {shown(before['win_rate'])}, after {shown(after['win_rate'])}; "
             f"intervals {'apart' if apart else 'touch'}; {time.monotonic() - started:.0f} s",
             flush=True,
         )
     sys.exit(failed)
-
-
-def _show(estimate: dict[str, float]) -> str:
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
 if __name__ == "__main__":

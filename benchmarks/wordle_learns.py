@@ -7,7 +7,6 @@ It plays conf/tuned/wordle_tiny.yaml. Fails if the intervals of before and after
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
@@ -20,13 +19,12 @@ def main() -> None:
         started = time.monotonic()
         run = runs.train(f"wordle-seed{seed}", ["env=wordle", f"seed={seed}"], timeout=3600)
         seconds = time.monotonic() - started
-        policies = json.loads((run / "evaluation.json").read_text())["policies"]
-        rates = {policy["policy"]: policy["win_rate"] for policy in policies}
+        rates = {name: policy["win_rate"] for name, policy in runs.policies(run).items()}
         apart = rates["before"]["high"] < rates["after"]["low"]
         failed |= not apart
         print(f"seed {seed}: intervals {'apart' if apart else 'touch'}; {seconds:.0f} s; {run}")
         for name, rate in rates.items():
-            print(f"  {name:<18} {rate['value']:.3f} ({rate['low']:.3f} to {rate['high']:.3f})")
+            print(f"  {name:<18} {runs.shown(rate)}")
         sys.stdout.flush()
     sys.exit(failed)
 

@@ -9,9 +9,10 @@ from rich.table import Table
 from environments import End
 from rl_experiments.check import check
 from rl_experiments.errors import UserError
+from rl_experiments.intervals import shown
 from rl_experiments.progress import Progress
 from rl_experiments.schema import CONF_DIR
-from rl_experiments.soundness import Audit, cell
+from rl_experiments.soundness import Audit
 
 _DEFAULTS = {"name": "audit", "num_examples": "200"}
 
@@ -48,7 +49,7 @@ def _table(found: Audit) -> Table:
     last = list(found.baselines)[-1]
     for name, result in found.results.items():
         count = len(result.rewards)
-        cells = (cell(result.mean), f"{result.ends[End.WON] / count:.3f}")
+        cells = (shown(result.mean), f"{result.ends[End.WON] / count:.3f}")
         ends = ", ".join(f"{end} {number}" for end, number in result.ends.most_common())
         style = "bold" if name == found.oracle else ""
         table.add_row(name, str(count), *cells, ends, style=style, end_section=name == last)

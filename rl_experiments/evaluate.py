@@ -23,7 +23,7 @@ from rl_experiments.files import (
     read_json_lines,
     write_atomically,
 )
-from rl_experiments.intervals import Estimate
+from rl_experiments.intervals import Estimate, shown
 from rl_experiments.progress import Progress
 from rl_experiments.rollout import Rollout, Task, Trajectory, play_scripted
 from rl_experiments.run import Run, resume_command
@@ -149,14 +149,14 @@ class Evaluation:
             table.add_row(
                 result.policy,
                 str(result.n),
-                _cell(result.win_rate),
-                _cell(result.reward),
+                shown(result.win_rate),
+                shown(result.reward),
                 style="bold" if result.policy == "after" else "",
             )
         if {"before", "after"} <= self.results.keys():
             win, reward = self.difference("before", "after")
             table.add_section()
-            table.add_row("after - before", "paired", _cell(win, "+"), _cell(reward, "+"))
+            table.add_row("after - before", "paired", shown(win, "+"), shown(reward, "+"))
         return table
 
 
@@ -217,13 +217,6 @@ def evaluation_temperature(config: Config) -> float:
     """The training temperature unless told otherwise."""
     chosen = config.evaluation.temperature
     return config.trainer.temperature if chosen is None else chosen
-
-
-def _cell(estimate: Estimate | None, sign: str = "") -> str:
-    if estimate is None:
-        return "-"
-    value, low, high = (format(number, f"{sign}.3f") for number in estimate)
-    return f"{value}  {low} to {high}"
 
 
 def _record(trajectory: Trajectory) -> dict[str, Any]:

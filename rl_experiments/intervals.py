@@ -34,3 +34,11 @@ def mean(values: Sequence[float]) -> Estimate:
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
     """Mean of after - before over the same seeds, in the same order."""
     return mean([b - a for a, b in zip(before, after, strict=True)])
+
+
+def shown(estimate: Estimate | None, sign: str = "") -> str:
+    """As tables have it: `0.864  0.841 to 0.884`."""
+    if estimate is None:
+        return "-"
+    value, low, high = (format(number, f"{sign}.3f") for number in estimate)
+    return f"{value}  {low} to {high}"

@@ -21,7 +21,7 @@ from functools import partial
 from environments import Environment, is_evaluation_seed
 from rl_experiments import intervals
 from rl_experiments.errors import UserError, one_line
-from rl_experiments.intervals import Estimate
+from rl_experiments.intervals import Estimate, shown
 from rl_experiments.rollout import Task, Trajectory
 from rl_experiments.rows import rewards_vary
 from rl_experiments.schema import Credit
@@ -177,13 +177,13 @@ class Audit:
         random, oracle = self.results["random"], self.results[self.oracle]
         gain = _above_line(oracle, random, random)
         if gain is None or gain.low <= _ROUNDING:
-            less = f"{self.oracle} less random is {cell(gain)}"
+            less = f"{self.oracle} less random is {shown(gain)}"
             self._fault("skill does not pay", f"{less}; look at the reward, or for a better oracle")
         for name, result in self.results.items():
             above = _above_line(result, random, oracle)
             if name in self.baselines or above is None or above.high <= _ROUNDING:
                 continue
-            where = f"{name} earns {cell(result.mean)}, first reply {_short(result.first_reply)}"
+            where = f"{name} earns {shown(result.mean)}, first reply {_short(result.first_reply)}"
             if above.low > _ROUNDING:
                 self._fault("a policy without skill comes near the oracle", where)
             else:
@@ -212,7 +212,3 @@ def _above_line(result: Result, random: Result, oracle: Result) -> Estimate | No
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
-
-
-def cell(estimate: Estimate | None) -> str:
-    return f"{estimate.value:.3f}  {estimate.low:.3f} to {estimate.high:.3f}" if estimate else "-"
