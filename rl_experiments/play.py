@@ -28,7 +28,7 @@ def play(overrides: list[str]) -> None:
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         experiment = check(compose(config_name="config", overrides=overrides))
     console = Console()
-    by_hand = not experiment.config.policy and not ({"checkpoint", "model"} & set(given))
+    by_hand = not experiment.config.policy and not ({"checkpoint.path", "model"} & set(given))
     take_turn = _person(console) if by_hand else _policy(experiment, console)
     index = experiment.config.seed
     try:

@@ -219,3 +219,4 @@ def test_a_checkpoint_is_evaluated_and_watched(
     assert found["reward"] == trained["policies"][-1]["reward"]
     watched = program(*SMALL, "play", f"checkpoint={run}")
     assert watched.returncode == 0 and "<move>" in watched.stdout
+    assert "\n> <move>" in watched.stdout and "after" in watched.stdout  # a move, and the end
