@@ -26,8 +26,8 @@ _KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_KEYS, _KEPT_CHECKPOINTED = 41, 8, 17, 4
 _LOGITS = 12  # bytes a token and vocabulary entry of the chunk whose loss is computed
 _LOGIT_TOKENS = 4096  # tokens of such a chunk
 _SERVER_UTILIZATION = 0.9  # of a GPU that nothing else uses
-_ROOMY = 32768  # tokens at once from which nothing is gained by fewer activations
-_SAFE = 0.8  # of the room that seems left: parts of unlike lengths are padded
+_ROOMY = 8192  # tokens at once that keep a GPU busy: more are worth no second forward pass
+_SAFE = 0.8  # of the room that seems left: what is freed is not all of use again
 _LAST = ("a smaller model=", "a larger gpu=")  # where no other setting helps
 
 
@@ -194,13 +194,15 @@ def _choose(config: Config, needs: _Needs, total: float) -> Fit | None:
     if least_engine > total - needs.weights - _RESERVE or fixed + rows > total:
         return None
     # Beside the update if both fit with room for its rows; else one after the other.
+    again = config.trainer.gradient_checkpointing
+    roomy = max(rows, 4 * needs.a_row if again else _ROOMY * needs.a_token)
     asked = config.vllm.gpu_memory_utilization
     taken = least_engine if asked is None else asked * total
-    together = taken + fixed + max(rows, 4 * needs.a_row) <= total
+    together = taken + fixed + roomy <= total
     sleep = config.vllm.sleep if config.vllm.sleep is not None else not together
     if not sleep and taken + fixed + rows > total:
         return None
-    beside = needs.weights + _RESERVE if sleep else fixed + max(rows, 4 * needs.a_row)
+    beside = needs.weights + _RESERVE if sleep else fixed + roomy
     wanted = needs.engine_weights + _ENGINE_RESERVE + 1.5 * needs.in_flight * needs.a_sequence
     least, most = math.ceil(wanted / total * 100), math.floor((total - beside) / total * 100)
     utilization = min(0.95, least / 100, most / 100) if asked is None else asked

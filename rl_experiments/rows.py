@@ -57,6 +57,22 @@ def to_rows(trajectory: Trajectory, advantages: Sequence[float]) -> Iterator[Row
         yield row
 
 
+def spans(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[slice]:
+    """Runs of rows, each of (prompt, completion) tokens, that are at most `most` when padded.
+
+    Prompts are padded to the longest of a run, and so are completions. A row of more is alone.
+    """
+    start = prompt = completion = 0
+    for end, (own_prompt, own_completion) in enumerate(sizes):
+        wider = max(prompt, own_prompt), max(completion, own_completion)
+        if end > start and sum(wider) * (end + 1 - start) > most:
+            yield slice(start, end)
+            start, wider = end, (own_prompt, own_completion)
+        prompt, completion = wider
+    if sizes:
+        yield slice(start, len(sizes))
+
+
 def returns_to_go(rewards: Sequence[float], gamma: float) -> list[float]:
     """G_t = r_t + gamma G_{t+1} (Sutton and Barto, Reinforcement Learning, eq. 3.9)."""
     total = 0.0

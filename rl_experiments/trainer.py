@@ -21,7 +21,7 @@ from rl_experiments.checkpoint import failure
 from rl_experiments.errors import UserError
 from rl_experiments.phases import Phases
 from rl_experiments.rollout import Rollout, Task, Trajectory, Turn, probe
-from rl_experiments.rows import Row, rewards_vary, to_rows, turn_advantages
+from rl_experiments.rows import Row, rewards_vary, spans, to_rows, turn_advantages
 from rl_experiments.schema import ChecksConfig, RewardConfig
 
 _PROBE_EPISODES = 16  # on whose first turns every weight sync is tried
@@ -286,14 +286,19 @@ class EpisodeTrainer(GRPOTrainer):
         """
         if self.micro_batch_tokens is None:
             return []
-        lengths, order = (inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).sort()
-        widths = [max(column) for column in zip(*ranks.gathered([lengths.tolist()]), strict=True)]
-        parts, start = [], 0
-        for end in range(1, len(widths) + 1):
-            if end == len(widths) or end - start >= self._rows_at_once(widths[end]):
-                parts.append(_narrow(inputs, order[start:end]))
-                start = end
-        return parts
+        prompts = inputs["prompt_mask"].sum(1).tolist()
+        replies = inputs["completion_mask"].sum(1).clamp(min=1).tolist()
+        # Prompts and replies are padded apart: a long prompt with a short reply does not go well
+        # with the opposite, however alike their sums.
+        order = sorted(
+            range(len(prompts)),
+            key=lambda row: (replies[row].bit_length(), prompts[row] + replies[row]),
+        )
+        own = [(prompts[row], replies[row]) for row in order]
+        everyones = zip(*ranks.gathered([own]), strict=True)
+        widest = [(max(p for p, _ in sizes), max(r for _, r in sizes)) for sizes in everyones]
+        rows = torch.tensor(order, device=inputs["prompt_mask"].device)
+        return [_narrow(inputs, rows[span]) for span in spans(widest, self.micro_batch_tokens)]
 
     def _rows_at_once(self, width: int) -> int:
         """How many rows of so many tokens go through the model together."""

@@ -23,7 +23,7 @@ from environments.game2048 import Game2048
 from environments.game2048.replies import Parser
 from rl_experiments.chat import Chat, Chats, Exchange
 from rl_experiments.rollout import Episode, Rollout, Task, Trajectory, Turn
-from rl_experiments.rows import returns_to_go, to_rows, turn_advantages
+from rl_experiments.rows import returns_to_go, spans, to_rows, turn_advantages
 from rl_experiments.sampler import Completion, Engine, Request
 from rl_experiments.schema import Credit, ScratchConfig
 from rl_experiments.scratch import scratch_model, word_tokenizer
@@ -216,6 +216,20 @@ def test_rows_hold_every_reply_once_under_the_prompt_that_the_policy_saw(
                 assert ids[: len(row.prompt_ids) + i] == seen
                 written[turn].append(token)
         assert [written[t] for t in sorted(written)] == [t.reply_ids for t in trajectory.turns]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), max_size=40),
+    most=st.integers(1, 8000),
+)
+def test_no_part_of_a_mini_batch_is_larger_than_asked(
+    sizes: list[tuple[int, int]], most: int
+) -> None:
+    parts = [sizes[span] for span in spans(sizes, most)]
+    assert [size for part in parts for size in part] == sizes
+    for part in parts:  # as tensors: prompts and replies are padded apart
+        padded = len(part) * (max(p for p, _ in part) + max(r for _, r in part))
+        assert padded <= most or len(part) == 1
 
 
 @pytest.mark.parametrize("earlier_turns", [None, 0])

@@ -76,6 +76,15 @@ def test_what_is_left_open_is_chosen_by_what_fits() -> None:
     assert (kept.utilization, kept.sleep, kept.micro_batch_tokens) == (0.8, True, 9000)
 
 
+def test_activations_are_kept_where_a_pass_keeps_the_gpu_busy() -> None:
+    chosen = [
+        fit(config(trainer__gradient_checkpointing=None), shape, total=total)
+        for shape, total in ((HALF_B, 139.0), (THREE_B, 139.0), (THREE_B, 47.0), (HALF_B, 23.0))
+    ]
+    assert [each.gradient_checkpointing for each in chosen] == [False, False, True, True]
+    assert all(each.micro_batch_tokens >= 8192 and not each.sleep for each in chosen)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_activations_reckoned_with_are_those_that_are_kept(
