@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import Environment
 from rl_experiments import checkpoint
+from rl_experiments.contestants import contestants, is_endpoint
 from rl_experiments.environment import build_environment
 from rl_experiments.errors import UserError, did_you_mean
-from rl_experiments.schema import Config, TrainerConfig, VllmMode
+from rl_experiments.schema import Config, EndpointConfig, TrainerConfig, VllmMode
 from rl_experiments.store import is_remote
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
@@ -38,6 +40,7 @@ def check(cfg: DictConfig) -> Experiment:
     _check_trainer(config)
     _check_numbers(config)
     _check_engine(config)
+    _check_endpoint("model", config.model)
     if config.policy and config.policy not in environment.baselines:
         hint = did_you_mean(config.policy, environment.baselines)
         raise UserError(
@@ -47,9 +50,35 @@ def check(cfg: DictConfig) -> Experiment:
         _check_reachable(config)
     elif config.checkpoint.path and not is_remote(config.checkpoint.path):
         config.checkpoint.path = str(checkpoint.find(config.checkpoint.path))
-    if not config.checkpoint.path and config.model.path is None and config.model.scratch is None:
+    model = config.model
+    if not config.checkpoint.path and not (model.path or model.scratch or model.base_url):
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
+    if config.policies or is_endpoint(config):
+        contestants(config, environment)
     return Experiment(config, environment)
+
+
+def _check_endpoint(name: str, endpoint: EndpointConfig) -> None:
+    if endpoint.base_url is not None and not re.match(r"https?://[^\s/]", endpoint.base_url):
+        raise UserError(
+            f"{name}.base_url={endpoint.base_url}: give an address such as http://127.0.0.1:8000/v1"
+        )
+    _at_least(f"{name}.concurrency", endpoint.concurrency, 1)
+    for key in ("timeout", "deadline"):
+        if not getattr(endpoint, key) > 0:
+            raise UserError(f"{name}.{key}={getattr(endpoint, key)}: must be above 0 seconds")
+    for key in ("input_usd", "output_usd", "max_requests", "max_total_tokens", "max_usd"):
+        value = getattr(endpoint, key)
+        if value is not None and not value >= 0:
+            raise UserError(f"{name}.{key}={value}: must not be below 0")
+    prices = (endpoint.input_usd, endpoint.output_usd)
+    if prices.count(None) == 1:
+        raise UserError(f"{name}.input_usd and {name}.output_usd: give both, or neither")
+    if endpoint.max_usd is not None and None in prices:
+        raise UserError(
+            f"{name}.max_usd={endpoint.max_usd}: needs {name}.input_usd and {name}.output_usd, "
+            "the prices of a million tokens"
+        )
 
 
 def _check_reachable(config: Config) -> None:
@@ -171,6 +200,7 @@ def _check_numbers(config: Config) -> None:
         )
     _at_least("gpu.count", config.gpu.count, 1)
     _at_least("evaluation.batch_size", config.evaluation.batch_size, 1)
+    _at_least("evaluation.samples", config.evaluation.samples, 1)
     _at_least("checks.patience", config.checks.patience, 1)
     temperature = config.evaluation.temperature
     if temperature is not None and temperature < 0:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from environments import Environment, evaluation_seed
 from rl_experiments.check import Experiment, check
+from rl_experiments.contestants import is_endpoint
 from rl_experiments.errors import UserError
 from rl_experiments.rollout import Episode, Task
 from rl_experiments.schema import CONF_DIR, SamplerKind
@@ -85,6 +86,8 @@ def _policy(experiment: Experiment, console: Console) -> Callable[[Episode], Non
 
         return by_script
 
+    if is_endpoint(config):
+        raise UserError("model.base_url: play watches models that run here; see evaluate")
     with console.status("loading the model"):
         from rl_experiments.evaluate import evaluation_temperature
         from rl_experiments.policy import load_policy

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rl_experiments.files import read_json_lines
 
 if TYPE_CHECKING:
-    from rl_experiments.evaluate import Evaluation
+    from rl_experiments.evaluation import Evaluation
 
 
 def learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) -> None:

@@ -33,6 +33,21 @@ class Turn:
 
 
 @dataclass
+class Usage:
+    """What the replies took, where a model wrote them."""
+
+    prompt_tokens: int = 0
+    tokens: int = 0  # of the replies
+    usd: float | None = None
+
+    def add(self, prompt_tokens: int, tokens: int, usd: float | None = None) -> None:
+        self.prompt_tokens += prompt_tokens
+        self.tokens += tokens
+        if usd is not None:
+            self.usd = (self.usd or 0.0) + usd
+
+
+@dataclass
 class Trajectory:
     """The record of one episode. `reward` is None when the episode failed."""
 
@@ -40,11 +55,13 @@ class Trajectory:
     member: int = 0
     system_prompt: str = ""
     tools: list[dict[str, Any]] | None = None
+    category: str = ""
     turns: list[Turn] = field(default_factory=list)
     end: End | None = None
     reward: float | None = None
     policy_version: int | None = None  # the optimizer steps that made the weights which played
     metrics: dict[str, float] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
     error: str | None = None
 
     @property
@@ -54,6 +71,7 @@ class Trajectory:
     def to_json(self) -> dict[str, Any]:
         """The episode without its tokens, for people and for files."""
         record = asdict(self)
+        del record["usage"]
         for turn in record["turns"]:
             turn["tokens"] = len(turn.pop("reply_ids"))
             del turn["prompt_ids"], turn["logprobs"]
@@ -80,8 +98,9 @@ class Episode:
             self._observe(self.environment.reset(task.seed, member=task.member), "user")
             self.trajectory.system_prompt = self.environment.system_prompt
             self.trajectory.tools = self.environment.tools
+            self.trajectory.category = self.environment.category
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
     @property
     def over(self) -> bool:
@@ -105,7 +124,7 @@ class Episode:
         try:
             self._take(self.environment.step(text))
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
     def truncate(self) -> None:
         """End before the present turn is played: it no longer fits."""
@@ -113,7 +132,7 @@ class Episode:
         try:
             self._end(self.environment.truncate())
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
     def _take(self, step: Step) -> None:
         self.trajectory.turns[-1].reward = step.reward
@@ -132,7 +151,8 @@ class Episode:
         self.trajectory.metrics = dict(step.metrics)
         self.trajectory.reward = total if step.episode_reward is None else step.episode_reward
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """End without a reward."""
         self.trajectory.end = End.FAILED
         self.trajectory.error = f"{type(error).__name__}: {error}"
 
@@ -260,6 +280,7 @@ class Rollout:
         turn.reply_ids = completion.token_ids
         turn.logprobs = completion.logprobs
         self.tokens += len(completion.token_ids)
+        trajectory.usage.add(len(turn.prompt_ids), len(completion.token_ids))
         return episode.chat(self.chats).reply_text(completion.token_ids)
 
 

@@ -21,16 +21,18 @@ from rl_experiments.check import changed_settings
 from rl_experiments.errors import UserError
 from rl_experiments.files import append_json_lines, keep_json_lines, write_atomically
 from rl_experiments.rollout import Trajectory
-from rl_experiments.schema import CONFIG_FILE, CheckpointConfig
+from rl_experiments.schema import CONFIG_FILE, CheckpointConfig, EndpointConfig
 
 _PACKAGES = (
     *("torch", "trl", "transformers", "peft", "accelerate", "datasets"),
     *("hydra-core", "omegaconf", "wandb"),
 )
+_ASKED = ("base_url", "body")  # what a model behind an endpoint is
 # What may differ between a run and its resumption: it does not touch what was computed.
 _FREE = (
     *("resume", "trainer.max_steps", "num_examples", "logger"),
-    *("evaluation.batch_size", "checks", "budget", "vllm", "fit"),
+    *("evaluation.batch_size", "checks", "budget", "vllm", "fit", "policies"),
+    *(f"model.{field.name}" for field in fields(EndpointConfig) if field.name not in _ASKED),
     *(f"checkpoint.{field.name}" for field in fields(CheckpointConfig) if field.name != "path"),
     *(
         f"gpu.{name}"

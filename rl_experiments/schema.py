@@ -99,7 +99,25 @@ class ScratchConfig:
 
 
 @dataclass
-class ModelConfig:
+class EndpointConfig:
+    """A model behind an OpenAI-compatible address, and what may be asked of it."""
+
+    base_url: str | None = None  # https://host/v1
+    api_key_env: str | None = None  # the variable that has the key; null: none is sent
+    concurrency: int = 16  # requests at once
+    timeout: float = 120.0  # seconds of one try
+    deadline: float = 600.0  # seconds of a request with all its tries
+    stream: bool = False  # answers in pieces, for servers that cut long ones off
+    input_usd: float | None = None  # per million tokens; null: known only if answers tell it
+    output_usd: float | None = None
+    max_requests: int | None = None  # tries included
+    max_total_tokens: int | None = None  # of prompts and replies
+    max_usd: float | None = None
+    body: dict[str, Any] = field(default_factory=dict)  # other fields of each request
+
+
+@dataclass
+class ModelConfig(EndpointConfig):
     name: str = MISSING
     path: str | None = None  # a Hugging Face name or a folder; null with `scratch`
     scratch: ScratchConfig | None = None
@@ -200,6 +218,7 @@ class ChecksConfig:
 class EvaluationConfig:
     temperature: float | None = None  # null: the training temperature
     batch_size: int = 250  # episodes played at once
+    samples: int = 1  # episodes of each seed, for pass@k
     every_steps: int | None = None  # optimizer steps between evaluations while training
     validation_examples: int = 100  # episodes of each of those, on seeds of their own
 
@@ -259,6 +278,9 @@ class Config:
     resume: bool = False  # go on with the run of this name
     num_examples: int = 1000  # evaluation episodes
     policy: str | None = None  # a scripted policy, for evaluate and play
+    # For evaluate: scripted policies, names of conf/model, checkpoints, models at model.base_url;
+    # `model` stands for the configuration's own.
+    policies: list[str] = field(default_factory=list)
     env: dict[str, Any] = field(default_factory=dict)
     gpu: GpuConfig = field(default_factory=GpuConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

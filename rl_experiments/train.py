@@ -11,11 +11,14 @@ from omegaconf import DictConfig
 
 from rl_experiments import checkpoint, interrupts, loggers, ranks
 from rl_experiments.check import Experiment, check
+from rl_experiments.contestants import is_endpoint
 from rl_experiments.errors import UserError, one_line, task
-from rl_experiments.evaluate import Evaluation, Result, evaluation_temperature
+from rl_experiments.evaluate import evaluation_temperature
+from rl_experiments.evaluation import Evaluation
 from rl_experiments.live import LiveRun, live
 from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
+from rl_experiments.results import Result
 from rl_experiments.run import Run, resume_command
 from rl_experiments.schema import Config, default_model
 
@@ -26,6 +29,11 @@ _VALIDATION = 1 << 30  # the index of the first seed of evaluations while traini
 def train(cfg: DictConfig) -> float:
     """Train a policy in Hydra's output folder. Returns its win rate on unseen seeds."""
     experiment = check(cfg)
+    if is_endpoint(experiment.config):
+        raise UserError(
+            f"model.base_url={experiment.config.model.base_url}: a model behind an endpoint can "
+            "be evaluated, not trained; choose another model=..."
+        )
     loggers.check(experiment.config.logger)
     own = _function(experiment.config.trainer.target)
     run = Run.open(cfg)
@@ -67,7 +75,8 @@ def _train(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluati
         policy = load_policy(config, environment, run.folder, trains=True)
     for note in policy.notes:
         progress.print(note)
-    evaluation = Evaluation(run.evaluation, environment, config.num_examples)
+    samples = config.evaluation.samples
+    evaluation = Evaluation(run.evaluation, environment, config.num_examples, samples=samples)
     for name in environment.baselines:
         evaluation.scripted(name)
 

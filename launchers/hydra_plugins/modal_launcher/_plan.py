@@ -13,6 +13,7 @@ from hydra_plugins.modal_launcher._job import CONTROL, Job, labels, shape
 from hydra_plugins.modal_launcher._prices import Prices
 from hydra_plugins.modal_launcher._record import name_of
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 _NEWEST = 500  # results of earlier runs that are looked at
@@ -87,7 +88,7 @@ def table(estimates: Sequence[Estimate], prices: Prices) -> Table:
     names = labels([each.job for each in estimates])
     for each in estimates:
         costs = (_range(each.per_hour), *map(_usd, (each.low, each.expected, each.high)))
-        row = [str(each.job.num), names[each.job.num], gpu_words(each.job)]
+        row = [str(each.job.num), escape(names[each.job.num]), gpu_words(each.job)]
         plan.add_row(*row, *(costs if paid else ()), duration(each.seconds))
     if paid:
         sums = [_usd(_sum(getattr(e, name) for e in estimates)) for name in _COSTS]

@@ -92,7 +92,7 @@ class Screen:
         shown = sorted(going, key=lambda row: (row.state == "queued", row.num))[:_MOST_LINES]
         for row in shown:
             since = duration(time.time() - row.began) if row.began else ""
-            lines.add_row(f"[dim]{row.num}[/]", row.label[:40], row.gpu, row.words(), since)
+            lines.add_row(f"[dim]{row.num}[/]", Text(row.label[:40]), row.gpu, row.words(), since)
         rest = len(going) - len(shown)
         done = len(self.rows) - len(going)
         if rest or done:
@@ -123,7 +123,7 @@ def results_table(rows: Sequence[tuple[Row, dict[str, Any]]], *, metric: str) ->
         value = _figure(result.get("value")) if result["state"] == "done" else "-"
         seconds = duration(result.get("seconds"))
         told = Text(state, style=style.get(result["state"], "yellow"))
-        table.add_row(str(row.num), told, value, seconds, *cost, row.gpu, row.label)
+        table.add_row(str(row.num), told, value, seconds, *cost, row.gpu, Text(row.label))
     if paid and len(rows) > 1:
         total = sum(result.get("usd") or 0.0 for _, result in rows)
         table.add_section()
