@@ -35,7 +35,7 @@ SETTINGS = [
 ]
 KINDS = {
     "full": ["model.lora.enabled=false", "trainer.learning_rate=1e-4"],
-    "lora": ["model.lora.enabled=true", "trainer.learning_rate=5e-4"],
+    "lora": ["model.lora.enabled=true", "trainer.learning_rate=2e-3"],
 }
 
 
