@@ -46,7 +46,8 @@ def check(cfg: DictConfig) -> Experiment:
         raise UserError(
             f"policy={config.policy}: {config.env.get('name')} has no such policy{hint}"
         )
-    if config.gpu.type != "local" and not os.environ.get("MODAL_TASK_ID"):
+    elsewhere = config.gpu.type != "local" and not os.environ.get("MODAL_TASK_ID")
+    if elsewhere:
         _check_reachable(config)
     elif config.checkpoint.path and not is_remote(config.checkpoint.path):
         config.checkpoint.path = str(checkpoint.find(config.checkpoint.path))
@@ -54,7 +55,7 @@ def check(cfg: DictConfig) -> Experiment:
     if not config.checkpoint.path and not (model.path or model.scratch or model.base_url):
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
     if config.policies or is_endpoint(config):
-        contestants(config, environment)
+        contestants(config, environment, elsewhere=elsewhere)
     return Experiment(config, environment)
 
 
@@ -89,6 +90,7 @@ def _check_reachable(config: Config) -> None:
         for key, value in config.env.items()
         if isinstance(value, str) and Path(value).suffix
     }
+    named |= {"policies": next((w for w in config.policies if Path(w).is_dir()), None)}
     for name, path in named.items():
         if path and Path(path).exists():
             raise UserError(

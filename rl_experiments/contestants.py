@@ -36,10 +36,13 @@ def is_endpoint(config: Config) -> bool:
     return config.model.base_url is not None and config.checkpoint.path is None
 
 
-def contestants(config: Config, environment: Environment) -> list[Contestant]:
+def contestants(
+    config: Config, environment: Environment, *, elsewhere: bool = False
+) -> list[Contestant]:
     """Those of the `policies` setting; else the scripted `policy`, or the model.
 
-    Raises a `UserError` for one that cannot play.
+    Raises a `UserError` for one that cannot play. A job that runs `elsewhere` has folders that
+    this machine does not see.
     """
     words = config.policies or [config.policy or OWN]
     if config.policies and config.policy:
@@ -47,7 +50,7 @@ def contestants(config: Config, environment: Environment) -> list[Contestant]:
     for word in words:
         if words.count(word) > 1:
             raise UserError(f"policies: {word} is there twice")
-    found = [_contestant(word, config, environment) for word in words]
+    found = [_contestant(word, config, environment, elsewhere=elsewhere) for word in words]
     for contestant in found:
         if contestant.is_remote:
             api_key(contestant.config.model, "model")
@@ -56,15 +59,19 @@ def contestants(config: Config, environment: Environment) -> list[Contestant]:
     return found
 
 
-def _contestant(word: str, config: Config, environment: Environment) -> Contestant:
+def _contestant(
+    word: str, config: Config, environment: Environment, *, elsewhere: bool
+) -> Contestant:
     if word in environment.baselines:
         return Contestant(word, config, is_scripted=True)
     if word == OWN:
         path = config.checkpoint.path
         return Contestant(Path(path).name if path else config.model.name, config)
     own = deepcopy(config)
-    if is_remote(word) or Path(word).is_dir():
-        own.checkpoint.path = word if is_remote(word) else str(checkpoint.find(word))
+    if is_remote(word) or (elsewhere and word.startswith("/")):
+        own.checkpoint.path = word
+    elif Path(word).is_dir():
+        own.checkpoint.path = str(checkpoint.find(word))
     elif word in (choices := dict(_models())):
         own.checkpoint.path = None
         own.model = _model(choices[word])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +26,9 @@ CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is
 
 # The versions that a job is given on Modal: the very ones that are installed here.
 _LOCK = "requirements.lock"
+_DISTRIBUTION = "rl-experiments"
+# By environment: what asks for gigabytes that it has no use for here.
+_NO_DEPS = {"bfcl_single_turn": "bfcl-eval==2026.3.23"}
 
 CONFIG_FILE = "config.yaml"  # in a run's folder: what was composed
 
@@ -338,6 +343,8 @@ def register() -> None:
     resolver: Callable[..., str] = default_model
     OmegaConf.register_new_resolver("default_model", resolver, replace=True)
     OmegaConf.register_new_resolver("requirements", _requirements, replace=True)
+    OmegaConf.register_new_resolver("extras", _extras, replace=True)
+    OmegaConf.register_new_resolver("extras_no_deps", _extras_no_deps, replace=True)
     OmegaConf.register_new_resolver("processes", _processes, replace=True)
 
 
@@ -345,6 +352,25 @@ def _processes(gpus: int, mode: VllmMode | str, served: int) -> int:
     """How many processes train: one a GPU, but for those of the server."""
     is_served = getattr(mode, "value", mode) == VllmMode.server.value
     return max(1, gpus - served) if is_served else gpus
+
+
+def _extras(*names: str) -> list[str]:
+    """What the optional dependencies of these names are: those of an environment have its name."""
+    wanted = {re.sub(r"[-_.]+", "-", name) for name in names}
+    found: list[str] = []
+    try:
+        lines = requires(_DISTRIBUTION) or []
+    except PackageNotFoundError:  # a source folder on the path, which starts no jobs elsewhere
+        return found
+    for line in lines:
+        requirement, _, extra = line.partition(" extra == ")
+        if extra.strip("'\"") in wanted:
+            found.append(re.sub(r"\s*(;|and)$", "", requirement))
+    return found
+
+
+def _extras_no_deps(name: str) -> list[str]:
+    return [_NO_DEPS[name]] if name in _NO_DEPS else []
 
 
 def _requirements() -> str:

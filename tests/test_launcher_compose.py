@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from hydra_plugins.modal_launcher._compose import SweepLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from environments.bfcl_single_turn import official
 from rl_experiments.schema import CONF_DIR, register
 
 JOBS = [
@@ -54,6 +55,24 @@ def test_every_job_is_the_same(master: tuple[ConfigLoader, DictConfig]) -> None:
         assert quick.taken(sweep, overrides) is composed
         with open_dict(composed):  # which no other job may see
             composed.trainer.max_steps, composed.new = -1, 1
+
+
+def test_a_job_is_given_the_packages_of_its_environment(
+    master: tuple[ConfigLoader, DictConfig],
+) -> None:
+    own, sweep = master
+
+    def image(env: str) -> Any:
+        return own.load_sweep_config(sweep, [f"env={env}"]).hydra.launcher.image
+
+    plain, other = image("game2048").pip, image("reasoning_gym").pip
+    assert {name.split("==")[0] for name in plain} == {"nvidia-ml-py", "vllm"}
+    assert [name.split("==")[0] for name in other if name not in plain] == ["reasoning-gym"]
+    assert not image("game2048").pip_no_deps
+    (alone,) = image("bfcl_single_turn").pip_no_deps
+    makefile = (CONF_DIR.parent / "Makefile").read_text()
+    assert f"--no-deps {alone}" in makefile and f"--no-deps {alone} " in official.INSTALL
+    assert any(name.startswith("tree-sitter==") for name in image("bfcl_single_turn").pip)
 
 
 def test_a_mistake_is_the_same(master: tuple[ConfigLoader, DictConfig]) -> None:

@@ -23,7 +23,8 @@ def test_a_sweep_over_gpus(client: Client, plane: ControlPlane) -> None:
         region="eu",
         max_parallel=2,
         secrets__modal=["art-secrets"],
-        image__pip=["trl==1.16.0"],
+        image__pip=["trl==1.16.0", "package${x}"],
+        image__pip_no_deps=["alone==1.0"],
         image__apt=["git"],
         image__python="3.11",
         image__env__COLOUR="blue",
@@ -44,7 +45,9 @@ def test_a_sweep_over_gpus(client: Client, plane: ControlPlane) -> None:
         }
     assert first.image is second.image
     commands = "\n".join(first.image.commands)
-    assert all(word in commands for word in ("trl==1.16.0", "hydra-core", "git", "python:3.11"))
+    named = ("trl==1.16.0", "package1", "package2", "hydra-core", "git", "python:3.11")
+    assert all(word in commands for word in named)
+    assert re.search(r"--no-deps.*alone==1.0|alone==1.0.*--no-deps", commands)
     assert first.image.environment["COLOUR"] == "blue"
     assert first.image.environment["HF_HOME"] == f"{client.mounts}/cache/huggingface"
     (app,) = plane.apps

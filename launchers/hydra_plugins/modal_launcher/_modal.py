@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -272,8 +272,11 @@ def _options(settings: ModalJobsConf, secrets: Secrets) -> dict[str, Any]:
 
 
 def _image(jobs: Sequence[Job]) -> Any:
-    conf, cache = jobs[0].settings.image, jobs[0].settings.volumes.cache
-    different = next((job for job in jobs if job.settings.image != conf), None)
+    images, cache = [job.settings.image for job in jobs], jobs[0].settings.volumes.cache
+    conf, *others = [replace(image, pip=[], pip_no_deps=[]) for image in images]
+    different = next((job for job, o in zip(jobs[1:], others, strict=True) if o != conf), None)
+    pip = dict.fromkeys(name for image in images for name in image.pip)
+    pip_no_deps = dict.fromkeys(name for image in images for name in image.pip_no_deps)
     if different is not None:
         raise Refused(
             f"hydra.launcher.image: job {different.num} has another image than job {jobs[0].num}; "
@@ -288,7 +291,9 @@ def _image(jobs: Sequence[Job]) -> Any:
         image = image.uv_pip_install(requirements=[conf.requirements])
     # The versions here, unless the requirements have their own: what is installed stays.
     needed = [name if conf.requirements else f"{name}=={version(name)}" for name in _NEEDED]
-    image = image.uv_pip_install(*needed, *conf.pip)
+    image = image.uv_pip_install(*needed, *pip)
+    if pip_no_deps:
+        image = image.uv_pip_install(*pip_no_deps, extra_options="--no-deps")
     image = image.env(
         {
             "HF_HOME": f"{cache}/huggingface",

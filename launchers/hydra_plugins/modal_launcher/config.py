@@ -9,13 +9,17 @@ from hydra.core.config_store import ConfigStore
 
 @dataclass
 class ImageConf:
-    """What is installed in a container. The application's own source is added without a word."""
+    """What is installed in a container. The application's own source is added without a word.
+
+    A launch has one image: with what any of its jobs names under `pip` and `pip_no_deps`.
+    """
 
     python: str | None = None  # the version here, such as "3.11"
     base: str | None = None  # an image of a registry; else Debian slim
     apt: list[str] = field(default_factory=list)
     requirements: str | None = None  # a file of pip requirements, best pinned
     pip: list[str] = field(default_factory=list)  # more of them
+    pip_no_deps: list[str] = field(default_factory=list)  # without what they ask for
     env: dict[str, str] = field(default_factory=dict)  # variables; nothing secret
     source: list[str] = field(default_factory=list)  # packages that nothing imports here
 
