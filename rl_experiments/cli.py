@@ -92,6 +92,7 @@ def main() -> None:
     verb, overrides = _split(sys.argv[1:])
     # A folder, or what is in it: the shorter word is the one that people type.
     overrides = [re.sub(r"^checkpoint=", "checkpoint.path=", word) for word in overrides]
+    overrides = [_with_known_environments(word) for word in overrides]
     register()
     search_outside(overrides)
     OmegaConf.register_new_resolver("verbs", _verb_help, replace=True)
@@ -179,6 +180,23 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     if len(bare) > 1:
         _exit(f"{' and '.join(bare)}: give one verb")
     return bare[0] if bare else "train", rest
+
+
+def _with_known_environments(word: str) -> str:
+    """`env=vf-wordle` is `env=wordle`: the spellings of the verifiers library are taken too."""
+    group, _, given = word.partition("=")
+    if group != "env":
+        return word
+    names = []
+    for name in given.split(","):
+        known = re.sub(r"^vf[-_]", "", name.lower()).replace("-", "_")
+        own = [(CONF_DIR / "env" / f"{each}.yaml").is_file() for each in (name, known)]
+        if own == [False, True]:
+            if known == "tool_test" and name != "tool-test":
+                print(f"env={name}: an old name; it is tool_test now", file=sys.stderr)
+            name = known
+        names.append(name)
+    return f"env={','.join(names)}"
 
 
 def _run_jobs(verb: str, overrides: list[str]) -> None:

@@ -61,7 +61,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
-    return f" (choose from: {', '.join(choices)})" if 0 < len(choices) <= 20 else ""
+    return f" (choose from: {', '.join(choices)})" if 0 < len(choices) <= 25 else ""
 
 
 def storage_error(error: OSError) -> UserError:

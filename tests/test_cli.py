@@ -238,11 +238,15 @@ def test_every_yaml_begins_by_saying_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", choices("model"))
-def test_every_model_composes(name: str) -> None:
-    with composed("env=game2048", f"model={name}") as cfg:
+def test_every_model_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = name in ("openai", "openrouter")
+    for service in ("OPENAI", "OPENROUTER"):
+        monkeypatch.setenv(f"{service}_API_KEY", "a key")
+    words = [f"model.name={name}"] if remote else []
+    with composed("env=game2048", f"model={name}", *words) as cfg:
         model = check(cfg).config.model
         assert model.name == name
-        assert bool(model.path) != bool(model.scratch)
+        assert [bool(model.path), bool(model.scratch), bool(model.base_url)].count(True) == 1
 
 
 @pytest.mark.parametrize("name", choices("gpu"))
@@ -252,6 +256,17 @@ def test_every_gpu_composes(name: str) -> None:
         assert cfg.gpu.type.lower().replace("-", "_") == same
         assert cfg.model.name == ("tiny" if name == "local" else "qwen2_5_3b")
         assert OmegaConf.missing_keys(cfg) == set()
+
+
+@pytest.mark.parametrize("typed", ["vf-wordle", "vf_wordle", "Wordle", "vf-tool-test"])
+def test_an_environments_name_is_taken_in_any_spelling(program: Program, typed: str) -> None:
+    done = program("evaluate", "policy=random", f"env={typed}", "num_examples=2")
+    assert done.returncode == 0, done.stderr
+    name = "tool_test" if "tool" in typed else "wordle"
+    assert f"env={name} num_examples=2" in done.stdout
+    assert ("env=vf-tool-test: an old name; it is tool_test now" in done.stderr) == (
+        "tool" in typed
+    )
 
 
 def test_an_environment_from_outside(program: Program, tmp_path: Path) -> None:
