@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
@@ -114,7 +115,8 @@ def build_trainer(
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": [""] * len(seeds), "seed": seeds}),
         processing_class=policy.tokenizer,
-        peft_config=lora_config(config.model),
+        # A checkpoint's adapter is trained on.
+        peft_config=None if isinstance(policy.model, PeftModel) else lora_config(config.model),
         rollout=lambda trainer: policy.rollout(
             config,
             experiment.environment,

@@ -35,7 +35,14 @@ from rl_experiments.errors import UserError, one_line
 from rl_experiments.fit import Fit, Shape, fit
 from rl_experiments.rollout import Rollout
 from rl_experiments.sampler import Engine, Sampler
-from rl_experiments.schema import Config, ModelConfig, SamplerKind, VllmConfig, VllmMode
+from rl_experiments.schema import (
+    Config,
+    LoraConfig,
+    ModelConfig,
+    SamplerKind,
+    VllmConfig,
+    VllmMode,
+)
 from rl_experiments.scratch import best_device, cache_folder, scratch_model
 from rl_experiments.store import fetched, is_remote
 from rl_experiments.transformers_sampler import TransformersSampler
@@ -90,11 +97,7 @@ def load_policy(
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = None
         if trains or not serves:
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=_weights_dtype(config),
-                attn_implementation=config.model.attn_implementation,
-            ).to(best_device())
+            model = _model(path, config, trains=trains).to(best_device())
     except (OSError, ValueError, ImportError) as error:
         setting = "checkpoint" if config.checkpoint.path else "model.path"
         raise UserError(
@@ -115,7 +118,7 @@ def load_policy(
 
         engine = VllmServer(
             config,
-            base if trains else _whole_folder(path, tokenizer),
+            base if trains else _whole_folder(path, config, tokenizer),
             log=folder / "vllm.log",
             gpus=_served_gpus(config) if trains else None,
             utilization=chosen.utilization,
@@ -124,6 +127,44 @@ def load_policy(
     else:
         engine = VllmEngine(config, base, utilization=chosen.utilization, sleep=chosen.sleep)
     return Policy(model, tokenizer, path, engine, chosen, tuple(notes))
+
+
+def _model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
+    """The model, or an adapter around its base: transformers alone would round it to the base's
+    type, and training would begin another one.
+    """
+    adapter = Path(path) / "adapter_config.json"
+    is_adapter = adapter.exists()
+    model = AutoModelForCausalLM.from_pretrained(
+        json.loads(adapter.read_text())["base_model_name_or_path"] if is_adapter else path,
+        dtype=_weights_dtype(config),
+        attn_implementation=config.model.attn_implementation,
+    )
+    if not is_adapter:
+        return model
+    from peft import PeftModel
+
+    if trains and config.model.lora.enabled:
+        _check_adapter(path, config.model.lora)
+    adapted = PeftModel.from_pretrained(model, path, is_trainable=trains)
+    if trains and not config.model.lora.enabled:
+        return adapted.merge_and_unload().requires_grad_(True)
+    return adapted
+
+
+def _check_adapter(path: str, lora: LoraConfig) -> None:
+    """What is trained on is what the checkpoint has."""
+    found = json.loads((Path(path) / "adapter_config.json").read_text())
+    own = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
+    its = {"r": found["r"], "alpha": found["lora_alpha"]}
+    its["target_modules"] = sorted(found["target_modules"])
+    for name, value in own.items():
+        if value != its[name]:
+            shown = [",".join(v) if isinstance(v, list) else v for v in (value, its[name])]
+            raise UserError(
+                f"model.lora.{name}={shown[0]}: checkpoint={path} has an adapter with "
+                f"{name}={shown[1]}, which training goes on with; give that"
+            )
 
 
 def _path(config: Config, environment: Environment) -> str:
@@ -183,15 +224,13 @@ def _served_gpus(config: Config) -> list[int]:
     return list(range(count - size, count))
 
 
-def _whole_folder(path: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def _whole_folder(path: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
     """A folder of the whole model: an adapter is added to its base, for as long as we run."""
     if not (Path(path) / "adapter_config.json").exists():
         return path
-    from peft import AutoPeftModelForCausalLM
-
     made = tempfile.mkdtemp(prefix="rl_experiments-")
     atexit.register(shutil.rmtree, made, ignore_errors=True)
-    AutoPeftModelForCausalLM.from_pretrained(path).merge_and_unload().save_pretrained(made)
+    _model(path, config, trains=False).merge_and_unload().save_pretrained(made)
     tokenizer.save_pretrained(made)
     return made
 

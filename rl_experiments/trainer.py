@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
+from trl.trainer.utils import use_adapter
 
 from environments import End
 from rl_experiments import ranks
@@ -192,7 +193,9 @@ class EpisodeTrainer(GRPOTrainer):
     def _reference_logps(self, batch: dict[str, Any]) -> torch.Tensor:
         if self.ref_model is not None:
             return self._logps(self.ref_model, batch)
-        with self.accelerator.unwrap_model(self.model).disable_adapter():
+        model = self.accelerator.unwrap_model(self.model)
+        # TRL's copy of an adapter that is trained on; None: the base.
+        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
             return self._logps(self.model, batch)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

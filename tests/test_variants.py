@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rl_experiments.checkpoint import latest
+from rl_experiments.files import read_json_lines
 from rl_experiments.grpo import merge
 from tests.conftest import SMALL, Program
 from tests.test_training import assert_same, metrics, outcome
@@ -66,3 +68,32 @@ def test_variants_train_and_change_the_weights(
     (last,) = metrics(run)
     assert last["grad_norm"] > 0 and last["sampling/sampling_logp_difference/mean"] < 1e-3
     assert (latest(run / "checkpoints") or run).name == "checkpoint-4"
+
+
+def test_training_goes_on_from_the_adapter_of_another_run(program: Program, tmp_path: Path) -> None:
+    lora = [*SMALL, "model.lora.enabled=true", "trainer.learning_rate=0.02", "trainer.beta=0.1"]
+    lora += [
+        "model.scratch.warmup_episodes=150",
+        "model.scratch.warmup_steps=100",
+        "env.hints=false",
+    ]
+
+    def played(run: str, policy: str) -> list[dict[str, Any]]:
+        file = tmp_path / f"runs/{run}/0/evaluation/{policy}.jsonl"
+        same = ("seed", "reward", "turns", "end")
+        return [{key: record[key] for key in same} for record in read_json_lines(file)]
+
+    assert program(*lora, "name=first").returncode == 0
+    done = program(*lora, "name=second", "checkpoint=runs/first/0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert played("first", "before") != played("first", "after") == played("second", "before")
+    assert played("second", "after") != played("second", "before")
+    done = program(*lora, "evaluate", "name=third", "checkpoint=runs/second/0")
+    assert done.returncode == 0, done.stderr
+    last = latest(tmp_path / "runs/second/0/checkpoints")
+    assert last and played("third", last.name) == played("second", "after")
+    other = program(*lora, "checkpoint=runs/first/0", "model.lora.r=4")
+    assert other.returncode == 1 and "model.lora.r=4: " in other.stderr and "r=8" in other.stderr
+    whole = program(*lora, "name=whole", "checkpoint=runs/first/0", "model.lora.enabled=false")
+    assert whole.returncode == 0, whole.stderr
+    assert played("whole", "before") == played("first", "after")
