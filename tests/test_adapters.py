@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import End, Environment, Step, evaluation_seed, training_seed
 from environments.adapters import GymnasiumText, ReasoningGym, TextArena
-from environments.adapters.items import _HARMLESS, _REFUSED
+from environments.adapters.items import _HARMLESS, _REFUSED, Source
 from environments.adapters.library import Chance
 from environments.adapters.replies import last_element
 from environments.adapters.rewards import bounded
@@ -373,3 +373,11 @@ def test_any_seed_is_taken(seed: int) -> None:
     for name, cls in NEEDED.items():
         if find_spec(name):
             assert cls().reset(seed)
+
+
+@needs("reasoning_gym")
+def test_a_maker_that_finds_no_item_for_a_seed_is_passed_over() -> None:
+    source = Source("maze", {}, count=5000)
+    with pytest.raises(RuntimeError, match="suitable path cell"):
+        source._dataset[5843]
+    assert all("Navigate" in source.item(5843, held_out=part).question for part in (False, True))

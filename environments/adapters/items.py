@@ -60,15 +60,27 @@ class Source:
         self._size = size
 
     def item(self, number: int, *, held_out: bool) -> Item:
+        failure: Exception | None = None
         for attempt in range(_TRIES):
             index = (number + attempt * (self._count + 1)) % self._size
-            with Chance(f"reasoning_gym/{self.name}/{index}")():
-                entry = self._dataset[index]
+            try:
+                with Chance(f"reasoning_gym/{self.name}/{index}")():
+                    entry = self._dataset[index]
+            except Exception as error:  # a few makers find no item for some of their seeds
+                failure = error
+                continue
             question = str(entry["question"])
             if crc32(question.encode()) % 2 == held_out:
                 answer = entry["answer"]
                 return Item(question, None if answer is None else str(answer), entry)
-        raise ValueError(f"env.dataset={self.name}: must have more than a few different questions")
+        reason = f" ({failure})" if failure else ""
+        raise ValueError(
+            f"env.dataset={self.name}: must have more than a few different questions{reason}"
+        )
+
+    @cached_property
+    def has_answers(self) -> bool:
+        return self.item(0, held_out=False).answer is not None
 
     def score(self, answer: str, item: Item) -> float:
         """From 0 to 1; 0 for an answer that the scorer cannot take."""
