@@ -188,7 +188,7 @@ def category_table(results: Mapping[str, Result]) -> Table | None:
 
 def _table(title: str, first: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # a path; the figures keep their width
     return table
 
 
