@@ -240,7 +240,7 @@ class Endpoint:
                     raise BudgetSpent(
                         f"{spent} is spent ({self.meter.requests} requests, "
                         f"{self.meter.prompt_tokens + self.meter.completion_tokens} tokens, "
-                        f"{self.meter.usd:.4f} USD); raise it, then go on with resume=true"
+                        f"{self.meter.usd:.4f} USD); raise it"
                     )
                 await self._returned.wait()
             self._reserved.append(most)

@@ -41,11 +41,12 @@ def evaluate(cfg: DictConfig) -> float:
             found = _play(contestant, run, evaluation, progress)
             evaluation.save()
     except BaseException as error:
-        kept = f"the episodes played are in {run.evaluation}. Go on with: {resume_command()}"
+        kept = f"the episodes played are in {run.evaluation}"
         if interrupts.caused(error):
-            raise KeyboardInterrupt(f"Stopped; {kept}") from None
+            raise KeyboardInterrupt(f"Stopped; {kept}. Go on with: {resume_command()}") from None
         if isinstance(error, UserError) and evaluation.has_begun:
-            raise UserError(f"{error}; {kept}") from None
+            again = "the same command with resume=true goes on"
+            raise UserError(f"{error}; {kept}: {again}") from None
         raise
     progress.print(evaluation.table())
     for table in evaluation.details():
