@@ -205,7 +205,8 @@ def _run_jobs(verb: str, overrides: list[str]) -> None:
         overrides = [*overrides, *_run_name(verb, overrides)]
     sys.argv = [sys.argv[0], *overrides]
     main = hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")
-    main(_function(verb))()
+    is_asked_for_help = not {"--help", "-h"}.isdisjoint(overrides)  # which needs no function
+    main(print if is_asked_for_help else _function(verb))()
 
 
 def _function(verb: str) -> Callable[..., Any]:
