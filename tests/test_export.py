@@ -6,7 +6,6 @@ import json
 import re
 import resource
 import shutil
-import subprocess
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from rl_experiments.errors import UserError
 from rl_experiments.export import export
 from rl_experiments.store import Store
 from rl_experiments.vllm_engine import merged_weights
-from tests.conftest import SMALL, Program, command
+from tests.conftest import SMALL, Program
 from tests.faults import FaultProxy
 from tests.stores import bucket_of, moto, proxy, surroundings
 
@@ -46,11 +45,10 @@ PROMPT = [{"role": "system", "content": "win"}, {"role": "user", "content": "2 4
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, program_environment: dict[str, str]) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, run_in: Program) -> Path:
     """A folder with runs/lora, whose base is in the cache."""
     cwd = tmp_path_factory.mktemp("trained")
-    words = command([*LORA, "name=lora"])
-    subprocess.run(words, cwd=cwd, env=program_environment, check=True, stdout=subprocess.DEVNULL)
+    run_in(cwd, *LORA, "name=lora").check_returncode()
     return cwd
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SMALL, Program, command
+from tests.conftest import SMALL, Child, Program, Warm, command
 
 LONGER = [*SMALL, "trainer.max_steps=12", "checkpoint.keep_latest=9"]
 # No phase is over before it can be interrupted.
@@ -37,18 +37,21 @@ SECONDS = 8  # until the prompt is back; an import or a batch may have to end fi
 class Runner:
     """The program in an empty folder, as the leader of a process group, like a terminal's."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], warm: Warm) -> None:
         self.folder = folder
         self.environment = dict(environment)
+        self.warm = warm
         self.said = ""  # on stderr, by the latest run
 
     def run(self, *arguments: str, **options: Any) -> str:
         """To the end, which must be a good one. Returns what was printed."""
         return self.start(list(arguments), **options).to_end(code=0)
 
-    def interrupt(self, arguments: list[str], when: Callable[[str], bool]) -> list[str]:
+    def interrupt(
+        self, arguments: list[str], when: Callable[[str], bool], **options: Any
+    ) -> list[str]:
         """Press Ctrl-C once `when(printed)` holds. Returns the arguments of the advised command."""
-        started = self.start(arguments)
+        started = self.start(arguments, **options)
         started.wait_until(when)
         os.killpg(started.process.pid, signal.SIGINT)
         pressed = time.monotonic()
@@ -61,9 +64,23 @@ class Runner:
 
 
 class Started:
-    def __init__(self, runner: Runner, arguments: list[str], **options: Any) -> None:
+    """With `is_warm` all that is imported is there at once."""
+
+    def __init__(
+        self, runner: Runner, arguments: list[str], *, is_warm: bool = False, **options: Any
+    ) -> None:
         self.runner = runner
         self.out, self.err = runner.folder / "stdout", runner.folder / "stderr"
+        self.process: Child | subprocess.Popen[bytes]
+        if is_warm:
+            self.process = runner.warm.start(
+                arguments,
+                cwd=runner.folder,
+                variables=runner.environment,
+                out=self.out,
+                err=self.err,
+            )
+            return
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
                 command(arguments),
@@ -95,8 +112,8 @@ class Started:
 
 
 @pytest.fixture
-def runner(tmp_path: Path, program_environment: dict[str, str]) -> Runner:
-    return Runner(tmp_path, program_environment)
+def runner(tmp_path: Path, program_environment: dict[str, str], warm: Warm) -> Runner:
+    return Runner(tmp_path, program_environment, warm)
 
 
 def says(words: str) -> Callable[[str], bool]:
@@ -155,29 +172,29 @@ def test_a_run_goes_on_after_ctrl_c_in_every_phase(runner: Runner, tmp_path: Pat
             started.append(time.monotonic())
         return bool(started) and time.monotonic() > started[0] + 1
 
-    go_on = runner.interrupt(go_on, warming_up)
+    go_on = runner.interrupt(go_on, warming_up, is_warm=True)
     assert not list(cached.glob("*"))  # neither a model nor half of one
 
-    go_on = runner.interrupt(go_on, says("evaluate before 12/60"))
+    go_on = runner.interrupt(go_on, says("evaluate before 12/60"), is_warm=True)
     mark(before)
     played = kept(before)
     assert 12 <= played < 60
 
-    go_on = runner.interrupt(go_on, says("train step 4/12"))
+    go_on = runner.interrupt(go_on, says("train step 4/12"), is_warm=True)
     assert kept(before) == played and len(json_lines(before)) == 60
     found = re.search(r"step (\d+) is kept", runner.said)
     assert found and 2 <= int(found[1]) < 12
     assert (run / f"checkpoints/checkpoint-{found[1]}/manifest.json").exists()
     mark(metrics)
 
-    go_on = runner.interrupt(go_on, says("evaluate after 12/60"))
+    go_on = runner.interrupt(go_on, says("evaluate after 12/60"), is_warm=True)
     assert steps(metrics) == [2, 4, 6, 8, 10, 12]
     assert kept(metrics) == int(found[1]) // 2
     mark(after)
     played = kept(after)
     mark(metrics)
 
-    printed = runner.run(*go_on)
+    printed = runner.run(*go_on, is_warm=True)
     assert "evaluate before" not in printed
     assert kept(after) == played < 60 == len(json_lines(after))
     assert kept(metrics) == len(json_lines(metrics)) == 6
@@ -354,7 +371,7 @@ def test_a_disk_that_fills_during_training(runner: Runner, tmp_path: Path) -> No
 
 def test_a_limit_on_file_sizes(runner: Runner, tmp_path: Path) -> None:
     asked = ["train", *SMALL, "name=a"]
-    runner.run(*asked, "trainer.max_steps=2")
+    runner.run(*asked, "trainer.max_steps=2", is_warm=True)
     checkpoints = tmp_path / "runs/a/0/checkpoints"
     more = [*asked, "resume=true"]
     limit = 500 * 1024  # above the model's file, below the optimizer's
@@ -365,6 +382,6 @@ def test_a_limit_on_file_sizes(runner: Runner, tmp_path: Path) -> None:
     line = one_line(runner.said)
     assert "File too large" in line and "ulimit -f" in line and "resume=true" in line
     check_whole(checkpoints, [2])
-    runner.run(*more)
+    runner.run(*more, is_warm=True)
     check_whole(checkpoints, [2, 4])
     assert steps(tmp_path / "runs/a/0/metrics.jsonl") == [2, 4]

@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, Program
 from tests.control_plane import ControlPlane
 from tests.launching import Client, client, json_lines, plane, settings, wait_for
 from tests.test_training import assert_same, outcome
@@ -154,16 +154,17 @@ def test_resume_runs_what_did_not_finish(client: Client, plane: ControlPlane) ->
     assert "Every job of this run is done" in client.runs("resume", "toy").out
 
 
-def test_training(client: Client, plane: ControlPlane, program_environment: dict[str, str]) -> None:
+def test_training(
+    client: Client, plane: ControlPlane, run_in: Program, program_environment: dict[str, str]
+) -> None:
     """The project's own, on two GPUs, one taken away in the middle: the same as on this machine."""
     asked = [*SMALL, "model=tiny", "seed=3", "trainer.max_steps=6"]
     client.variables |= program_environment | plane.environment
-    ours = "-m rl_experiments"
-    training = client.start("gpu=a10g,h100", "name=modal", *asked, program=ours)
+    training = client.start("gpu=a10g,h100", "name=modal", *asked, program="-m rl_experiments")
     checkpoints = client.remote(run="modal") / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("*/manifest.json")))
     plane.preempt(client.call(run="modal"))
-    client.launch("gpu=local", "name=here", *asked, program=ours)
+    run_in(client.folder, "gpu=local", "name=here", *asked).check_returncode()
     training.to_end()
     assert [len(plane.call(client.call(num, run="modal")).attempts) for num in (0, 1)] == [2, 1]
     assert "[0] Going on from step" in training.out

@@ -28,18 +28,14 @@ STORE = "checkpoint.store=s3://bucket/prefix"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, program_environment: dict[str, str]
-) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, run_in: Program) -> Path:
     """The run folder of the experiment, and beside it a store in a folder."""
     cwd = tmp_path_factory.mktemp("undisturbed")
     # Evaluations while it trains leave the other runs' results as they are.
     evaluated = ["evaluation.every_steps=4", "evaluation.validation_examples=6"]
     kept = ["checkpoint.keep_every=4", "checkpoint.keep_best=eval/reward"]
     settings = [*RUN, "name=one", "checkpoint.store=store", *evaluated, *kept]
-    subprocess.run(
-        command(settings), cwd=cwd, env=program_environment, check=True, stdout=subprocess.DEVNULL
-    )
+    run_in(cwd, *settings).check_returncode()
     return cwd / "runs/one/0"
 
 

@@ -45,19 +45,10 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, program_environment: dict[str, str]
-) -> tuple[Path, str]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, run_in: Program) -> tuple[Path, str]:
     """The run folder and the output of one small experiment."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(
-        command([*SMALL, "name=one", "trainer.max_steps=8"]),
-        cwd=cwd,
-        env=program_environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_in(cwd, *SMALL, "name=one", "trainer.max_steps=8", from_nothing=True)
     assert (done.returncode, done.stderr) == (0, "")
     return cwd / "runs/one/0", done.stdout
 
@@ -128,7 +119,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     torn = run / "checkpoints/checkpoint-8"
     torn.mkdir(exist_ok=True)
     (torn / "model.safetensors").write_bytes(b"torn")
-    done = program(*arguments)
+    done = program(*arguments, from_nothing=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert_same(outcome(undisturbed[0]), outcome(run))
 
@@ -182,14 +173,10 @@ def kill_when(
     process.wait()
 
 
-def test_a_changed_setting_is_no_resumption(undisturbed: tuple[Path, str]) -> None:
+def test_a_changed_setting_is_no_resumption(undisturbed: tuple[Path, str], run_in: Program) -> None:
     run, _ = undisturbed
-    done = subprocess.run(
-        command([*SMALL, "name=one", "trainer.max_steps=8", "env.hints=false", "resume=true"]),
-        cwd=run.parents[2],
-        capture_output=True,
-        text=True,
-    )
+    small = [*SMALL, "name=one", "trainer.max_steps=8"]
+    done = run_in(run.parents[2], *small, "env.hints=false", "resume=true")
     assert done.returncode == 1 and done.stderr.startswith("env.hints is not what it was")
 
 
@@ -210,7 +197,7 @@ def test_a_checkpoint_is_evaluated_and_watched(
     undisturbed: tuple[Path, str], program: Program, tmp_path: Path
 ) -> None:
     run, _ = undisturbed
-    done = program(*SMALL, "evaluate", f"checkpoint={run}", "name=e")
+    done = program(*SMALL, "evaluate", f"checkpoint={run}", "name=e", from_nothing=True)
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads((tmp_path / "runs/e/0/evaluation.json").read_text())
     trained = json.loads((run / "evaluation.json").read_text())
