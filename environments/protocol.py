@@ -52,6 +52,10 @@ class Environment(ABC):
     # Scripted policies by name. "random" is required: replies in the right format, without skill;
     # "oracle" is the one that knows the answer, where there is one.
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {}
+    # What makes one attempt better than another, for a judge that compares them; empty: in general.
+    rubric: ClassVar[str] = ""
+    # Whether no episode is under way. Without a type, as it is state and no setting.
+    _ended = True
 
     @property
     def system_prompt(self) -> str:
@@ -92,6 +96,11 @@ class Environment(ABC):
     def reply_from_input(self, text: str) -> str:
         """The reply that a person means who types `text` (for `play`)."""
         return text
+
+    def _require_running(self) -> None:
+        """For the `step` and `truncate` of an environment that keeps `_ended`."""
+        if self._ended:
+            raise RuntimeError("episode is over: call reset")
 
     def fresh(self) -> Self:
         """Another instance with the same settings, before its first `reset`."""

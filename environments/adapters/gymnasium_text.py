@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from zlib import crc32
 
-from environments.adapters.library import is_int, is_number, load, one_line, require
-from environments.adapters.planning import BASELINES
+from environments.adapters.library import load, one_line
+from environments.adapters.planning import BASELINES, WITHOUT_TABLE
 from environments.adapters.replies import as_element, last_element
 from environments.adapters.rewards import bounded
 from environments.adapters.screens import plain
 from environments.protocol import End, Environment, ScriptedPolicy, Step
+from environments.settings import is_int, is_number, require
 
 ACTION_NAMES: Mapping[str, tuple[str, ...]] = {
     "FrozenLake": ("left", "down", "right", "up"),
@@ -46,6 +47,8 @@ class GymnasiumText(Environment):
             value = getattr(self, name)
             require(is_number(value, least, 1e6), name, value, f"from {least:.0f} to 1000000")
         self.gym = self._make()  # for scripted policies
+        if not hasattr(self.gym.unwrapped, "P"):
+            self.baselines = WITHOUT_TABLE  # type: ignore[misc]  # this instance's alone
         space = self.gym.action_space
         kinds = (type(space).__name__, type(self.gym.observation_space).__name__)
         playable = kinds[0] in ("Discrete", "Text") and kinds[1] in ("Discrete", "Text", "Tuple")
@@ -60,7 +63,6 @@ class GymnasiumText(Environment):
             self.names = [str(name).lower() for name in known or numbers]
             valid = len(set(self.names)) == count
             require(valid, "actions", self.actions, f"{count} different names, or []")
-        self._ended = True  # until reset
 
     @property
     def category(self) -> str:
@@ -148,10 +150,6 @@ class GymnasiumText(Environment):
         state = self.state if isinstance(self.state, tuple) else (self.state,)
         text = f"State: {', '.join(str(part) for part in state)}"
         return f"{plain(str(self.gym.render()))}\n{text}" if self.gym.render_mode else text
-
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
 
     def _finish(self, end: End, *, reward: float = 0.0) -> Step:
         self._ended = True

@@ -56,17 +56,3 @@ class Chance:
 
 def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-def require(valid: bool, name: str, value: object, what: str) -> None:
-    if not valid:
-        raise ValueError(f"env.{name}={value}: must be {what}")
-
-
-def is_int(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_number(value: object, least: float, most: float) -> bool:
-    is_plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_plain and least <= float(str(value)) <= most

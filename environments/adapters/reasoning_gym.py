@@ -9,9 +9,10 @@ from random import Random
 from typing import Any, ClassVar
 
 from environments.adapters.items import Item, Source, library, sources
-from environments.adapters.library import is_int, one_line, require
+from environments.adapters.library import one_line
 from environments.adapters.replies import as_element, last_element
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+from environments.settings import is_int, require
 
 
 def random(env: ReasoningGym, rng: Random) -> str:
@@ -25,8 +26,6 @@ def random(env: ReasoningGym, rng: Random) -> str:
 
 
 def oracle(env: ReasoningGym, rng: Random) -> str:
-    if env.item.answer is None:
-        raise ValueError(f"env.dataset={env.category}: has no known answers, so no oracle")
     return as_element("answer", env.item.answer)
 
 
@@ -58,8 +57,9 @@ class ReasoningGym(Environment):
                 f"env.dataset={self.dataset}: must be made from "
                 f"env.options={self.options} and env.items={self.items} ({one_line(error)})"
             ) from None
-        self._ended = True  # until reset
         self._item: Item | None = None
+        if not all(source.has_answers for source in self._sources):
+            self.baselines = {"random": random}  # type: ignore[misc]  # this instance's alone
 
     @property
     def item(self) -> Item:
@@ -103,10 +103,6 @@ class ReasoningGym(Environment):
 
     def reply_from_input(self, text: str) -> str:
         return text if "<answer>" in text else as_element("answer", text.strip())
-
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
 
     def _finish(self, end: End, *, reward: float = 0.0, readable: float = 0.0) -> Step:
         self._ended = True

@@ -10,10 +10,11 @@ from functools import lru_cache
 from random import Random
 from typing import Any, ClassVar
 
-from environments.adapters.library import Chance, is_int, is_number, load, one_line, require
+from environments.adapters.library import Chance, load, one_line
 from environments.adapters.rewards import bounded
 from environments.protocol import End, Environment, ScriptedPolicy, Step
 from environments.replies import without_thinking
+from environments.settings import is_int, is_number, require
 
 _MOST_CHARS = 2000  # of a reply that a game is given
 _BRACKETED = re.compile(r"\[[^\[\]\n]{1,40}\]")
@@ -56,7 +57,6 @@ class TextArena(Environment):
                 f"env.game={self.game}: must be a game of TextArena that one player can play "
                 f"without network, with env.options={self.options} ({error})"
             ) from None
-        self._ended = True  # until reset
         self.shown: set[str] = set()  # for scripted policies: what stood in brackets
 
     @property
@@ -101,10 +101,6 @@ class TextArena(Environment):
 
     def reply_from_input(self, text: str) -> str:
         return text if "[" in text else f"[{text.strip()}]"
-
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
 
     def _observe(self) -> str:
         """The messages since the last turn, less the policy's own."""

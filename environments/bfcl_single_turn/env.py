@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from environments.bfcl_single_turn.grading import grade
 from environments.bfcl_single_turn.official import official
 from environments.bfcl_single_turn.rewards import partial_credit
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+from environments.settings import is_int, is_number, require
 
 
 @dataclass
@@ -40,23 +40,22 @@ class BfclSingleTurn(Environment):
         known = "single_turn, live, non_live, python, non_python, or of " + ", ".join(
             official().single_turn
         )
-        _require(named, "categories", self.categories, f"a list of {known}")
+        require(named, "categories", self.categories, f"a list of {known}")
         chars, share = self.max_prompt_chars, self.evaluation_share
-        valid = chars is None or (_is_number(chars) and isinstance(chars, int) and chars > 0)
-        _require(valid, "max_prompt_chars", chars, "a whole number > 0, or null")
-        _require(_is_number(share) and 0 < share < 1, "evaluation_share", share, "above 0, below 1")
+        valid = chars is None or is_int(chars, 1)
+        require(valid, "max_prompt_chars", chars, "a whole number > 0, or null")
+        require(is_number(share) and 0 < share < 1, "evaluation_share", share, "above 0, below 1")
         kept = self.keep_unwinnable
-        _require(isinstance(kept, bool), "keep_unwinnable", kept, "true or false")
+        require(isinstance(kept, bool), "keep_unwinnable", kept, "true or false")
         for name in ("official_weight", "partial_weight", "invalid_penalty"):
             value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value < math.inf, name, value, "a number >= 0")
+            require(is_number(value, 0), name, value, "a number >= 0")
         self._parts = split(
             chosen, max_prompt_chars=chars, evaluation_share=share, keep_unwinnable=kept
         )
         enough = f"such that cases are left for training and evaluation (max_prompt_chars={chars})"
-        _require(all(self._parts), "categories", self.categories, enough)
+        require(all(self._parts), "categories", self.categories, enough)
         self._case: Case | None = None
-        self._ended = True  # until reset
 
     @property
     def case(self) -> Case:
@@ -107,10 +106,6 @@ class BfclSingleTurn(Environment):
         self._require_running()
         return self._finish(End.TRUNCATED, reward=0.0, is_right=False, partial=0.0)
 
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
-
     def _finish(self, end: End, *, reward: float, is_right: bool, partial: float) -> Step:
         self._ended = True
         return Step(
@@ -122,12 +117,3 @@ class BfclSingleTurn(Environment):
                 "invalid": float(end is End.INVALID),
             },
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(valid: bool, name: str, value: object, what: str) -> None:
-    if not valid:
-        raise ValueError(f"env.{name}={value}: must be {what}")

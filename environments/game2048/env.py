@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from environments.game2048 import rewards
 from environments.game2048.baselines import BASELINES, as_reply
@@ -25,8 +25,7 @@ from environments.game2048.game import (
 )
 from environments.game2048.replies import Parser, direction_from_input, parse
 from environments.protocol import End, Environment, ScriptedPolicy, Step
-
-Kind = TypeVar("Kind", bound=StrEnum)
+from environments.settings import is_int, member, require
 
 
 class Rules(StrEnum):
@@ -55,21 +54,20 @@ class Game2048(Environment):
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
 
     def __post_init__(self) -> None:
-        self.rules = _member(Rules, "rules", self.rules)
-        self.parser = _member(Parser, "parser", self.parser)
+        self.rules = member(Rules, "rules", self.rules)
+        self.parser = member(Parser, "parser", self.parser)
         win = self.win_value
-        _require(_is_int(win, 8) and win & (win - 1) == 0, "win_value", win, "a power of two >= 8")
-        _require(_is_int(self.size, 2), "size", self.size, "a whole number >= 2")
+        require(is_int(win, 8) and win & (win - 1) == 0, "win_value", win, "a power of two >= 8")
+        require(is_int(self.size, 2), "size", self.size, "a whole number >= 2")
         for name, least in (("max_moves", 1), ("earlier_turns", 0)):
             value = getattr(self, name)
-            valid = value is None or _is_int(value, least)
-            _require(valid, name, value, f"a whole number >= {least}, or null")
-        _require(isinstance(self.hints, bool), "hints", self.hints, "true or false")
+            valid = value is None or is_int(value, least)
+            require(valid, name, value, f"a whole number >= {least}, or null")
+        require(isinstance(self.hints, bool), "hints", self.hints, "true or false")
         for name in ("gain_reward", "illegal_penalty", "win_bonus"):
             value = getattr(self, name)
             valid = isinstance(value, int | float) and 0 <= value < math.inf
-            _require(valid, name, value, "a number >= 0")
-        self._ended = True  # until reset
+            require(valid, name, value, "a number >= 0")
 
     @property
     def earlier_turns_shown(self) -> int | None:
@@ -122,10 +120,6 @@ class Game2048(Environment):
         direction = direction_from_input(text)
         return as_reply(direction) if direction else text
 
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
-
     def _observation(self) -> str:
         board = render(self.board)
         return f"{board}\n{_hint_line(self.board)}" if self.hints else board
@@ -164,17 +158,3 @@ def _hint_line(board: Board) -> str:
     """What each direction gains, none if it moves no tile: `left=4 right=none up=0 down=8`."""
     moves = [(direction, *move(board, direction)) for direction in DIRECTIONS]
     return " ".join(f"{d}={gained if changed else 'none'}" for d, _, gained, changed in moves)
-
-
-def _member(kind: type[Kind], name: str, value: str) -> Kind:
-    _require(value in list(kind), name, value, " or ".join(kind))
-    return kind(value)
-
-
-def _is_int(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _require(valid: bool, name: str, value: object, what: str) -> None:
-    if not valid:
-        raise ValueError(f"env.{name}={value}: must be {what}")

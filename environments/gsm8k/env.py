@@ -11,6 +11,7 @@ from environments.gsm8k.baselines import BASELINES, as_reply
 from environments.gsm8k.data import GSM8K, questions
 from environments.gsm8k.grading import answer, gold_number
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+from environments.settings import is_number, require
 
 _MOST_STEPS = 8  # that a category tells apart
 
@@ -30,13 +31,12 @@ class Gsm8k(Environment):
     def __post_init__(self) -> None:
         for name in ("correct_weight", "format_weight"):
             value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value <= 100, name, value, "from 0 to 100")
+            require(is_number(value, 0, 100), name, value, "from 0 to 100")
         for name in ("data", "evaluation_data"):
             value = getattr(self, name)
             valid = isinstance(value, str) or (value is None and name == "evaluation_data")
-            _require(valid and value != "", name, value, "the name of a data set, or a .jsonl file")
+            require(valid and value != "", name, value, "the name of a data set, or a .jsonl file")
         self.questions = questions(self.data, self.evaluation_data)
-        self._ended = True  # until reset
 
     @property
     def system_prompt(self) -> str:
@@ -78,10 +78,6 @@ class Gsm8k(Environment):
         is_bare = "boxed" not in text and "####" not in text
         return as_reply(text.strip()) if is_bare else text
 
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
-
     def _finish(self, end: End, *, reward: float = 0.0, readable: float = 0.0) -> Step:
         self._ended = True
         return Step(
@@ -90,12 +86,3 @@ class Gsm8k(Environment):
             end=end,
             metrics={"win": float(end is End.WON), "format": readable},
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(valid: bool, name: str, value: object, what: str) -> None:
-    if not valid:
-        raise ValueError(f"env.{name}={value}: must be {what}")

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+from environments.settings import is_int, is_number, member, require
 from environments.tool_test import rewards, tasks
 from environments.tool_test.baselines import BASELINES
 from environments.tool_test.calls import Call, parse
@@ -38,30 +39,27 @@ class ToolTest(Environment):
     def __post_init__(self) -> None:
         names = self.offered
         valid = len({*names}) == len(names) and {*names} <= {*CATALOGUE}
-        _require(valid, "offered", ",".join(names), f"different ones of {', '.join(CATALOGUE)}")
+        require(valid, "offered", ",".join(names), f"different ones of {', '.join(CATALOGUE)}")
         self.names = list(names or CATALOGUE)
         most = len(self.names)
-        valid = _is_int(self.min_calls, 1, most)
-        _require(valid, "min_calls", self.min_calls, f"from 1 to {most}, as many as are offered")
-        valid = _is_int(self.max_calls, self.min_calls, most)
-        _require(valid, "max_calls", self.max_calls, f"from env.min_calls to {most}, the same")
-        valid = self.arguments in list(Arguments)
-        _require(valid, "arguments", self.arguments, " or ".join(Arguments))
-        self.arguments = Arguments(self.arguments)
-        _require(isinstance(self.one_a_turn, bool), "one_a_turn", self.one_a_turn, "true or false")
+        valid = is_int(self.min_calls, 1, most)
+        require(valid, "min_calls", self.min_calls, f"from 1 to {most}, as many as are offered")
+        valid = is_int(self.max_calls, self.min_calls, most)
+        require(valid, "max_calls", self.max_calls, f"from env.min_calls to {most}, the same")
+        self.arguments = member(Arguments, "arguments", self.arguments)
+        require(isinstance(self.one_a_turn, bool), "one_a_turn", self.one_a_turn, "true or false")
         least = self.max_calls + 1 if self.one_a_turn else 1
-        valid = _is_int(self.max_turns, least, 1000)
-        _require(valid, "max_turns", self.max_turns, f"from {least}, one a call and a last one")
+        valid = is_int(self.max_turns, least, 1000)
+        require(valid, "max_turns", self.max_turns, f"from {least}, one a call and a last one")
         for name in _WEIGHTS:
             value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value <= 100, name, value, "from 0 to 100")
+            require(is_number(value, 0, 100), name, value, "from 0 to 100")
         self._counts = (self.min_calls, self.max_calls)
         if not tasks.has_both_parts(tuple(self.names), self._counts, self.arguments):
             raise ValueError(
                 f"env.offered={','.join(self.names)}: must give tasks for training and others for "
                 "evaluation; offer more tools, or raise env.max_calls"
             )
-        self._ended = True  # until reset
 
     @property
     def system_prompt(self) -> str:
@@ -117,10 +115,6 @@ class ToolTest(Environment):
             return text
         return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments or "{}"}}}\n</tool_call>'
 
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
-
     def _take(self, calls: Sequence[Call]) -> Step:
         """A turn of calls that goes on, unless it is the last; of several none is carried out."""
         wrong = _what_is_wrong(calls)
@@ -171,16 +165,3 @@ def _what_is_wrong(calls: Sequence[Call]) -> str:
     if call.name not in CATALOGUE:
         return "there is no such tool"
     return CATALOGUE[call.name].what_is_wrong(call.arguments)
-
-
-def _is_int(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(valid: bool, name: str, value: object, what: str) -> None:
-    if not valid:
-        raise ValueError(f"env.{name}={value}: must be {what}")

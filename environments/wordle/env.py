@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
+from environments.settings import is_int, is_number, require
 from environments.wordle import replies, rewards
 from environments.wordle.baselines import BASELINES
 from environments.wordle.data import word_list
@@ -38,19 +39,18 @@ class Wordle(Environment):
     def __post_init__(self) -> None:
         for name in ("any_letters", "think"):
             value = getattr(self, name)
-            _require(isinstance(value, bool), name, value, "true or false")
+            require(isinstance(value, bool), name, value, "true or false")
         for name, least in (("guesses", 1), ("forgiven", 0), ("earlier_turns", 0)):
             value = getattr(self, name)
-            valid = _is_int(value, least) or (name == "earlier_turns" and value is None)
+            valid = is_int(value, least, 100) or (name == "earlier_turns" and value is None)
             null = ", or null" if name == "earlier_turns" else ""
-            _require(valid, name, value, f"a whole number from {least} to 100{null}")
+            require(valid, name, value, f"a whole number from {least} to 100{null}")
         for name in ("exact_weight", "partial_weight", "turn_weight", "format_weight"):
             value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value <= 100, name, value, "from 0 to 100")
+            require(is_number(value, 0, 100), name, value, "from 0 to 100")
         share = self.held_out
-        _require(_is_number(share) and 0 <= share < 1, "held_out", share, "from 0 to below 1")
+        require(is_number(share, 0) and share < 1, "held_out", share, "from 0 to below 1")
         self.list = word_list(self.words, self.held_out)
-        self._ended = True  # until reset
 
     @property
     def earlier_turns_shown(self) -> int | None:
@@ -119,10 +119,6 @@ class Wordle(Environment):
         word = text.strip().lower()
         return as_reply(word, think=self.think) if word.isalpha() else text
 
-    def _require_running(self) -> None:
-        if self._ended:
-            raise RuntimeError("episode is over: call reset")
-
     def _what_is_wrong(self, word: str | None) -> str:
         """Why the guess does not count; empty if it does. Quotes nothing but five letters."""
         if word is None:
@@ -171,16 +167,3 @@ class Wordle(Environment):
                 "format": well_formed,
             },
         )
-
-
-def _is_int(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 100
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(valid: bool, name: str, value: object, what: str) -> None:
-    if not valid:
-        raise ValueError(f"env.{name}={value}: must be {what}")
