@@ -108,7 +108,9 @@ def build_trainer(
     if policy.fit is not None:
         arguments.gradient_checkpointing = policy.fit.gradient_checkpointing
     groups = arguments.generation_batch_size // arguments.num_generations
-    generations = -(-arguments.max_steps // generation_steps(config.trainer))
+    period = arguments.steps_per_generation * arguments.num_iterations
+    passes = arguments.max_steps * arguments.gradient_accumulation_steps
+    generations = -(-passes // period)
     seeds = [training_seed(config.seed, index) for index in range(groups * generations)]
     trainer = EpisodeTrainer(
         model=policy.model,

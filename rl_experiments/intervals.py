@@ -21,7 +21,8 @@ def rate(successes: int, n: int) -> Estimate:
     p = successes / n
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+    # At 0 and 1 a bound is the rate itself, which rounding would miss.
+    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))
 
 
 def mean(values: Sequence[float]) -> Estimate:

@@ -20,6 +20,7 @@ from rl_experiments.errors import UserError
 from rl_experiments.objects import Objects, code
 
 LEASE = "lease.json"
+_LAST_WORD = 3.0  # seconds to give it back in at the end, when it would expire anyway
 
 
 class LeaseLost(UserError):
@@ -112,6 +113,7 @@ class Lease:
 
     def release(self) -> None:
         self._ended.set()
+        self.objects.patience = _LAST_WORD
         with self._lock, suppress(Exception):  # then it expires
             held = self._read()
             if held and held.told.nonce == self._nonce:

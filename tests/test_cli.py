@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from environments import evaluation_seed
 from environments.game2048 import Game2048
 from rl_experiments.check import check
+from rl_experiments.intervals import rate
 from rl_experiments.schema import CONF_DIR, TrainerConfig, register
 from tests.conftest import SMALL, Program, command
 
@@ -378,3 +379,11 @@ def test_play_shows_a_policy_through_a_pipe(program: Program) -> None:
     assert done.returncode == 0 and done.stderr == ""
     assert Game2048().reset(evaluation_seed(3)) in done.stdout
     assert re.search(r"won: reward 2.000 after \d+ turns", done.stdout)
+
+
+@pytest.mark.parametrize("n", range(1, 400))
+def test_a_rate_lies_within_its_interval(n: int) -> None:
+    for wins in {0, 1, n // 2, n}:
+        value, low, high = rate(wins, n)
+        assert 0 <= low <= value <= high <= 1
+    assert rate(0, n).low == 0 and rate(n, n).high == 1

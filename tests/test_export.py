@@ -225,7 +225,7 @@ def test_the_card_names_the_base_and_no_secrets(run: Path, monkeypatch: pytest.M
     assert "hub_token: left out" in text and "note: ${oc.env:SOME_TOKEN}" in text
     assert "other: [SOME_TOKEN]" in text
     assert "words: words.txt" in text and "Tasks come from data: words `words.txt`." in text
-    assert not re.search("hf_abc|a-value-of|/home/me|checkpoint:|budget", text)
+    assert not re.search("hf_abc|a-value-of|/home/me|(?m:^ *checkpoint:|^ *budget:)", text)
     assert "came without its run's evaluation" in text
 
 

@@ -98,3 +98,14 @@ def test_training_goes_on_from_the_adapter_of_another_run(program: Program, tmp_
     whole = program(*lora, "name=whole", "checkpoint=runs/first/0", "model.lora.enabled=false")
     assert whole.returncode == 0, whole.stderr
     assert played("whole", "before") == played("first", "after")
+
+
+def test_a_step_of_several_generations_never_plays_a_task_twice(
+    program: Program, tmp_path: Path
+) -> None:
+    words = ["trainer.gradient_accumulation_steps=4", "trainer.steps_per_generation=1"]
+    words += ["checks.patience=99"]
+    done = program(*SMALL, *words, "trainer.max_steps=2", "name=several")
+    assert done.returncode == 0, done.stderr
+    episodes = read_json_lines(tmp_path / "runs/several/0/episodes.jsonl")
+    assert len({episode["seed"] for episode in episodes}) == 2 * 4
