@@ -42,6 +42,7 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 # What a run imports, which takes seconds.
 IMPORTED = (
     "matplotlib.pyplot",
+    "openai",
     "rl_experiments.cli",
     "rl_experiments.evaluate",
     "rl_experiments.grpo",
@@ -50,7 +51,7 @@ IMPORTED = (
 )
 # The variables that none of these read. With any other the program starts from nothing: so with
 # WANDB_..., as wandb makes a folder when it is imported, which the first child would delete.
-READ_LATER = ("AWS_", "COLUMNS", "HYDRA_", "MODAL_")
+READ_LATER = ("AWS_", "COLUMNS", "HYDRA_", "MODAL_", "OPENAI_")
 
 
 class Warm:

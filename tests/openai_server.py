@@ -30,6 +30,7 @@ class OpenAIServer:
     def __init__(self, reply: Callable[[Body], Any], *, seed: int = 0) -> None:
         self.reply = reply
         self.rate = 0.0
+        self.most_faults = 1_000_000
         self.kinds: tuple[str, ...] = KINDS
         self.hang = 1.0  # seconds
         self.retry_after: str | None = "0"
@@ -70,7 +71,7 @@ class OpenAIServer:
             self.times.append(time.monotonic())
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
-            if self._random.random() >= self.rate:
+            if self._random.random() >= self.rate or len(self.faults) >= self.most_faults:
                 return ""
             self.faults.append(self.kinds[len(self.faults) % len(self.kinds)])
             return self.faults[-1]
