@@ -10,22 +10,31 @@ from environments import End
 from rl_experiments.check import check
 from rl_experiments.errors import UserError
 from rl_experiments.intervals import shown
+from rl_experiments.judge_audit import audit_judge
 from rl_experiments.progress import Progress
 from rl_experiments.schema import CONF_DIR
 from rl_experiments.soundness import Audit
 
 _DEFAULTS = {"name": "audit", "num_examples": "200"}
+_GROUPS = "20"  # num_examples where a judge is audited
 
 
 def audit(overrides: list[str]) -> None:
-    """Print how the policies do and what is wrong; a `UserError` if anything is."""
+    """Print how the policies do and what is wrong; a `UserError` if anything is.
+
+    With a judge among the settings it is the judge that is tried, on groups of scripted policies.
+    """
     if any(word.startswith("-") for word in overrides):
         raise UserError("audit takes settings only, such as env=wordle env.words=tiny")
     given = [word.split("=")[0] for word in overrides]
-    words = [f"{key}={value}" for key, value in _DEFAULTS.items() if key not in given]
+    is_of_judge = any(key.split(".")[0] == "judge" for key in given)
+    defaults = {**_DEFAULTS, "num_examples": _GROUPS} if is_of_judge else _DEFAULTS
+    words = [f"{key}={value}" for key, value in defaults.items() if key not in given]
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         experiment = check(compose(config_name="config", overrides=[*overrides, *words]))
     config, progress = experiment.config, Progress()
+    if is_of_judge:
+        return audit_judge(config, experiment.environment, progress)
     with progress.status("playing without a model"):
         found = Audit(experiment.environment, config.num_examples)
     settings = {key: value for key, value in config.env.items() if key != "_target_"}

@@ -7,15 +7,17 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
 from environments import Environment
 from rl_experiments import checkpoint
 from rl_experiments.contestants import contestants, is_endpoint
+from rl_experiments.endpoint import LOCAL
 from rl_experiments.environment import build_environment
 from rl_experiments.errors import UserError, did_you_mean
-from rl_experiments.schema import Config, EndpointConfig, TrainerConfig, VllmMode
+from rl_experiments.schema import Config, Credit, EndpointConfig, TrainerConfig, VllmMode
 from rl_experiments.store import is_remote
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
@@ -41,6 +43,8 @@ def check(cfg: DictConfig) -> Experiment:
     _check_numbers(config)
     _check_engine(config)
     _check_endpoint("model", config.model)
+    _check_endpoint("judge", config.judge)
+    _check_ruler(config)
     if config.policy and config.policy not in environment.baselines:
         hint = did_you_mean(config.policy, environment.baselines)
         raise UserError(
@@ -82,8 +86,35 @@ def _check_endpoint(name: str, endpoint: EndpointConfig) -> None:
         )
 
 
+def _check_ruler(config: Config) -> None:
+    ruler, judge = config.reward.ruler, config.judge
+    if ruler.enabled and config.reward.credit is Credit.turn:
+        raise UserError(
+            "reward.credit=turn: a judge rewards whole episodes; use reward.credit=episode with "
+            "reward.ruler.enabled=true"
+        )
+    if ruler.enabled and judge.base_url is None:
+        raise UserError(
+            "judge.base_url: give the judge's address, such as http://127.0.0.1:8000/v1"
+        )
+    if not 0 < ruler.weight <= 1:
+        raise UserError(f"reward.ruler.weight={ruler.weight}: must be above 0 and at most 1")
+    if not 0 <= ruler.max_failures <= 1:
+        raise UserError(f"reward.ruler.max_failures={ruler.max_failures}: must be from 0 to 1")
+    _at_least("reward.ruler.max_chars", ruler.max_chars, 500)
+    _at_least("judge.max_tokens", judge.max_tokens, 1)
+    if judge.temperature < 0:
+        raise UserError(f"judge.temperature={judge.temperature}: must not be below 0")
+
+
 def _check_reachable(config: Config) -> None:
     """A job on Modal sees the folders of its volumes, not those of this machine."""
+    judge = config.judge.base_url
+    if config.reward.ruler.enabled and judge and urlsplit(judge).hostname in LOCAL:
+        raise UserError(
+            f"judge.base_url={judge}: is on this machine, which gpu={config.gpu.type.lower()} "
+            "cannot see"
+        )
     named = {"checkpoint": config.checkpoint.path, "model.path": config.model.path}
     named |= {  # a name may happen to be that of a folder here; with a suffix it is a file's
         f"env.{key}": value

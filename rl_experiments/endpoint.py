@@ -22,7 +22,7 @@ from rl_experiments.schema import EndpointConfig
 
 Message = Mapping[str, Any]  # as the API takes it
 
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class EndpointError(Exception):
@@ -130,7 +130,7 @@ class Endpoint:
             await self._client.close()
 
     async def _insist(self, body: dict[str, Any], *, tokens: int, replies: int) -> Answer:
-        client = self._connected()
+        client = self.connect()
         deadline = time.monotonic() + self.config.deadline
         for attempt in count():
             while self._not_before > time.monotonic():  # it may have moved meanwhile
@@ -182,9 +182,10 @@ class Endpoint:
                 raise _Malformed("the answer broke off")
             return stream.current_completion_snapshot
 
-    def _connected(self) -> Any:
+    def connect(self) -> Any:
+        """The client, made at the first call, which takes a second of imports."""
         if self._client is None:
-            import openai  # slow to import
+            import openai
 
             self._client = openai.AsyncOpenAI(
                 base_url=self.config.base_url,
@@ -324,7 +325,7 @@ def api_key(config: EndpointConfig, setting: str) -> str:
 
     name = config.api_key_env
     key = os.environ.get(name) or dotenv_values(".env").get(name)
-    if not key and urlsplit(config.base_url or "").hostname not in _LOCAL:
+    if not key and urlsplit(config.base_url or "").hostname not in LOCAL:
         raise UserError(
             f"{setting}.api_key_env={config.api_key_env}: this variable is not set; put the key "
             f"of {config.base_url} there (.env is read), or name another variable"

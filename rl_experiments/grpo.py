@@ -18,6 +18,7 @@ from environments import training_seed
 from rl_experiments import ranks
 from rl_experiments.check import Experiment, generation_steps
 from rl_experiments.errors import UserError, did_you_mean, one_line
+from rl_experiments.judge import Judge
 from rl_experiments.live import LiveRun
 from rl_experiments.policy import Policy, lora_config, uses_vllm
 from rl_experiments.rollout import Trajectory
@@ -27,7 +28,7 @@ from rl_experiments.trainer import EpisodeTrainer
 _EPISODES_KEPT = 2  # of each generation, in episodes.jsonl
 # In the progress line: phases of the time, and states of the machine.
 _PHASES = {
-    **{"rollout": "rollout", "sync": "sync", "log_probs": "log-probs"},
+    **{"rollout": "rollout", "judge": "judge", "sync": "sync", "log_probs": "log-probs"},
     **{"loss": "loss", "optimizer": "optimizer", "checkpoint": "checkpoint"},
 }
 _STATES = {"engine/cache_use": "KV cache", "gpu/idle": "GPU idle"}
@@ -101,7 +102,12 @@ def merge(settings: dict[str, Any]) -> None:
 
 
 def build_trainer(
-    experiment: Experiment, run: LiveRun, policy: Policy, arguments: GRPOConfig
+    experiment: Experiment,
+    run: LiveRun,
+    policy: Policy,
+    arguments: GRPOConfig,
+    *,
+    judge: Judge | None = None,
 ) -> EpisodeTrainer:
     """The trainer of the policy on the experiment's episodes, its checkpoints in the run."""
     config = experiment.config
@@ -129,6 +135,7 @@ def build_trainer(
         checks=config.checks,
         seal=run.seal,
         micro_batch_tokens=_micro_batch_tokens(config, policy),
+        judge=judge,
         on_episodes=lambda step, episodes: log_episodes(run, step, episodes),
     )
     trainer.remove_callback(PrinterCallback)
@@ -176,8 +183,8 @@ class Reporter(TrainerCallback):
         # What differs between two equal runs has names of its own.
         logs["time/step"] = logs.pop("step_time")
         self.run.log_metrics(state.global_step, logs)
-        speed = logs["time/tokens_per_second"]
-        note = f"reward {logs['reward']:.3f}  win {logs['win_rate']:.0%}  {speed:,.0f} tokens/s"
+        reward, speed = logs.get("reward", math.nan), logs["time/tokens_per_second"]
+        note = f"reward {reward:.3f}  win {logs['win_rate']:.0%}  {speed:,.0f} tokens/s"
         self.advance(0, note=f"{note}  {_shares(logs)}")
 
 

@@ -59,6 +59,8 @@ class Trajectory:
     turns: list[Turn] = field(default_factory=list)
     end: End | None = None
     reward: float | None = None
+    independent_reward: float | None = None  # the environment's, where a judge rewards
+    ruler_score: float | None = None  # the judge's
     policy_version: int | None = None  # the optimizer steps that made the weights which played
     metrics: dict[str, float] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)

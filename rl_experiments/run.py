@@ -33,6 +33,8 @@ _FREE = (
     *("resume", "trainer.max_steps", "num_examples", "logger"),
     *("evaluation.batch_size", "checks", "budget", "vllm", "fit", "policies"),
     *(f"model.{field.name}" for field in fields(EndpointConfig) if field.name not in _ASKED),
+    *(f"judge.{field.name}" for field in fields(EndpointConfig) if field.name not in _ASKED),
+    *(f"reward.ruler.{name}" for name in ("max_failures", "on_budget")),
     *(f"checkpoint.{field.name}" for field in fields(CheckpointConfig) if field.name != "path"),
     *(
         f"gpu.{name}"

@@ -72,6 +72,29 @@ class Credit(Enum):
     turn = "turn"  # return-to-go of each turn against the group's mean at that turn
 
 
+class ResponseFormat(Enum):
+    """What a judge's answer is held to."""
+
+    json_schema = "json_schema"  # in the dialect that all services take
+    bounded_schema = "bounded_schema"  # with the number of scores and their range: vLLM
+    json_object = "json_object"
+    none = "none"
+
+
+class Fallback(Enum):
+    """The reward of a group that the judge gave no scores."""
+
+    environment = "environment"
+    none = "none"  # nothing is learned from it
+
+
+class OnBudget(Enum):
+    """What happens when the judge's budget is spent."""
+
+    stop = "stop"
+    fallback = "fallback"
+
+
 @dataclass
 class LoraConfig:
     enabled: bool = True
@@ -131,6 +154,18 @@ class ModelConfig(EndpointConfig):
     max_length: int = 4096  # tokens of prompt and reply together
     lora: LoraConfig = field(default_factory=LoraConfig)
     license: str = "apache-2.0"
+
+
+@dataclass
+class JudgeConfig(EndpointConfig):
+    """A model that compares the attempts of a group."""
+
+    model: str = MISSING
+    temperature: float = 0.0
+    max_tokens: int = 4096  # of an answer, with what the judge thinks first
+    response_format: ResponseFormat = ResponseFormat.json_schema
+    timeout: float = 60.0
+    deadline: float = 180.0  # seconds of a group, asked again or not
 
 
 @dataclass
@@ -204,9 +239,23 @@ class FitConfig:
 
 
 @dataclass
+class RulerConfig:
+    """Whether a judge rewards episodes, by comparing those of a group."""
+
+    enabled: bool | None = False  # null: if the judge's key is there
+    weight: float = 1.0  # of the judge's scores; the rest is the environment's reward
+    rubric: str | None = None  # null: the environment's own, else a general one
+    max_chars: int = 4000  # that the judge sees of an attempt
+    fallback: Fallback = Fallback.environment
+    max_failures: float = 0.5  # share of groups without scores, above which training stops
+    on_budget: OnBudget = OnBudget.stop
+
+
+@dataclass
 class RewardConfig:
     credit: Credit = Credit.episode
     gamma: float = 0.5  # discount a turn, for credit=turn
+    ruler: RulerConfig = field(default_factory=RulerConfig)
 
 
 @dataclass
@@ -295,6 +344,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

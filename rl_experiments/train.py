@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, SupportsFloat
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rl_experiments import checkpoint, interrupts, loggers, ranks
+from rl_experiments import checkpoint, interrupts, judge, loggers, ranks
 from rl_experiments.check import Experiment, check
 from rl_experiments.contestants import is_endpoint
+from rl_experiments.endpoint import api_key
 from rl_experiments.errors import UserError, one_line, task
 from rl_experiments.evaluate import evaluation_temperature
 from rl_experiments.evaluation import Evaluation
+from rl_experiments.judge import Judge
 from rl_experiments.live import LiveRun, live
 from rl_experiments.plot import learning_curve
 from rl_experiments.progress import Progress
@@ -36,6 +39,10 @@ def train(cfg: DictConfig) -> float:
         )
     loggers.check(experiment.config.logger)
     own = _function(experiment.config.trainer.target)
+    if experiment.config.reward.ruler.enabled:
+        if own is not None:
+            raise UserError("reward.ruler.enabled=true: has no effect with trainer.target")
+        api_key(experiment.config.judge, judge.SETTING)
     run = Run.open(cfg)
     progress = Progress()
     progress.print(f"Model: {_model_choice(experiment.config)}")
@@ -44,7 +51,7 @@ def train(cfg: DictConfig) -> float:
             if own is not None:
                 metric = own(cfg, logged)
             else:
-                evaluation = _train(experiment, logged, progress)
+                evaluation = _train_and_judge(experiment, logged, progress)
             logged.log_results()
     except BaseException as error:
         if interrupts.caused(error):
@@ -63,7 +70,16 @@ def train(cfg: DictConfig) -> float:
     return evaluation.results["after"].win_rate.value
 
 
-def _train(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluation:
+def _train_and_judge(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluation:
+    rubric = experiment.environment.rubric
+    say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
+    with judge.opened(experiment.config, rubric=rubric, folder=run.folder, say=say) as found:
+        return _train(experiment, run, progress, found)
+
+
+def _train(
+    experiment: Experiment, run: LiveRun, progress: Progress, judge: Judge | None
+) -> Evaluation:
     config, environment = experiment.config, experiment.environment
     with progress.status("loading PyTorch and TRL"):
         from rl_experiments.grpo import Reporter, build_trainer, trainer_arguments
@@ -91,7 +107,7 @@ def _train(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluati
         evaluation.save()
 
     evaluate_policy("before", "step 0", policy.model)
-    trainer = build_trainer(experiment, run, policy, arguments)
+    trainer = build_trainer(experiment, run, policy, arguments, judge=judge)
     examples = config.evaluation.validation_examples
     validation = Evaluation(run.folder / "validation", environment, examples, first=_VALIDATION)
 

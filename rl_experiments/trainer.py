@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
@@ -20,6 +21,7 @@ from environments import End
 from rl_experiments import ranks
 from rl_experiments.checkpoint import failure
 from rl_experiments.errors import UserError
+from rl_experiments.judge import Judge
 from rl_experiments.phases import Phases
 from rl_experiments.rollout import Rollout, Task, Trajectory, Turn, probe
 from rl_experiments.rows import Row, rewards_vary, spans, to_rows, turn_advantages
@@ -43,6 +45,7 @@ class EpisodeTrainer(GRPOTrainer):
         checks: ChecksConfig,
         seal: Callable[[int], None],
         micro_batch_tokens: int | None,
+        judge: Judge | None,
         on_episodes: Callable[[int, list[Trajectory]], None],
         **kwargs: Any,
     ) -> None:
@@ -53,6 +56,7 @@ class EpisodeTrainer(GRPOTrainer):
         self.checks = checks
         self.seal = seal
         self.micro_batch_tokens = micro_batch_tokens
+        self.judge = judge
         if self.rollout.sampler.engine is not None:
             self._probe = probe(self.rollout, seeds=self.train_dataset["seed"][:_PROBE_EPISODES])
             self.rollout.on_begin = self._prove_sync
@@ -100,6 +104,9 @@ class EpisodeTrainer(GRPOTrainer):
                 f"beside trainer.max_completion_length={self.rollout.max_new_tokens}"
             )
         self._log_episodes(everyones)
+        if self.judge is not None:
+            for name, value in self.judge.report(everyones).items():
+                self.record(name, value)
         batch = self._tensors(rows)
         self._differences = []
         self._is_compared = False
@@ -114,7 +121,13 @@ class EpisodeTrainer(GRPOTrainer):
             Task(seed, member) for seed, group in groupby(seeds) for member, _ in enumerate(group)
         ]
         rollout, step = self.rollout, self.state.global_step
-        trajectories = rollout.play(tasks, policy_version=step)
+        size = self.num_generations
+        on_end = partial(self.judge.take, size=size) if self.judge else None
+        trajectories = rollout.play(tasks, policy_version=step, on_end=on_end)
+        groups = [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
+        if self.judge is not None:
+            with self.phases("judge"):
+                self.judge.reward(groups)
         self.on_episodes(step, trajectories)
         for trajectory in trajectories:
             version = trajectory.policy_version
@@ -129,8 +142,7 @@ class EpisodeTrainer(GRPOTrainer):
         self.record("time/tokens_per_second", rollout.tokens / rollout.seconds)
         for name, value in rollout.sampler.metrics().items():
             self.record(name, value)
-        size = self.num_generations
-        return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
+        return groups
 
     def _tensors(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Rows padded to one width, and with masked rows to as many as the mini-batches need.
@@ -320,7 +332,11 @@ class EpisodeTrainer(GRPOTrainer):
     def _log_episodes(self, groups: Sequence[Sequence[Trajectory]]) -> None:
         episodes = [episode for group in groups for episode in group]
         rewards = [episode.reward for episode in episodes if episode.reward is not None]
-        self.record("reward", fmean(rewards))
+        if rewards:  # a judge may have given none
+            self.record("reward", fmean(rewards))
+        own = [e.independent_reward for e in episodes if e.independent_reward is not None]
+        if own:
+            self.record("independent_reward", fmean(own))
         self.record("reward_std", stdev(rewards) if len(rewards) > 1 else 0.0)
         varied = fmean(self._varies(group) for group in groups)
         self.record("frac_reward_zero_std", 1.0 - varied)
