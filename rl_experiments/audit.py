@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from hydra import compose, initialize_config_dir
+import re
+
 from rich import box
 from rich.table import Table
 
 from environments import End
-from rl_experiments.check import check
+from rl_experiments.check import composed
 from rl_experiments.errors import UserError
 from rl_experiments.intervals import shown
 from rl_experiments.judge_audit import audit_judge
 from rl_experiments.progress import Progress
-from rl_experiments.schema import CONF_DIR
 from rl_experiments.soundness import Audit
 
-_DEFAULTS = {"name": "audit", "num_examples": "200"}
-_GROUPS = "20"  # num_examples where a judge is audited
+_TASKS = "200"  # num_examples
+_GROUPS = "20"  # the same where a judge is audited
 
 
 def audit(overrides: list[str]) -> None:
@@ -24,14 +24,10 @@ def audit(overrides: list[str]) -> None:
 
     With a judge among the settings it is the judge that is tried, on groups of scripted policies.
     """
-    if any(word.startswith("-") for word in overrides):
-        raise UserError("audit takes settings only, such as env=wordle env.words=tiny")
-    given = [word.split("=")[0] for word in overrides]
-    is_of_judge = any(key.split(".")[0] == "judge" for key in given)
-    defaults = {**_DEFAULTS, "num_examples": _GROUPS} if is_of_judge else _DEFAULTS
-    words = [f"{key}={value}" for key, value in defaults.items() if key not in given]
-    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
-        experiment = check(compose(config_name="config", overrides=[*overrides, *words]))
+    is_of_judge = any(re.match(r"judge[.=]", word) for word in overrides)
+    number = _GROUPS if is_of_judge else _TASKS
+    example = "env=wordle env.words=tiny"
+    experiment = composed(overrides, example=example, name="audit", num_examples=number)
     config, progress = experiment.config, Progress()
     if is_of_judge:
         return audit_judge(config, experiment.environment, progress)

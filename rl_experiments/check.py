@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from environments import Environment
@@ -17,7 +19,7 @@ from rl_experiments.contestants import contestants, is_endpoint
 from rl_experiments.endpoint import LOCAL
 from rl_experiments.environment import build_environment
 from rl_experiments.errors import UserError, did_you_mean
-from rl_experiments.schema import Config, Credit, EndpointConfig, TrainerConfig, VllmMode
+from rl_experiments.schema import CONF_DIR, Config, Credit, EndpointConfig, TrainerConfig, VllmMode
 from rl_experiments.store import is_remote
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
@@ -30,6 +32,19 @@ class Experiment:
 
     config: Config
     environment: Environment
+
+
+def composed(overrides: Sequence[str], *, example: str, **defaults: str) -> Experiment:
+    """What the settings of a verb without a run folder come to; `defaults` are for those not given.
+
+    `example` is told where something else than settings is given.
+    """
+    if any(word.startswith("-") for word in overrides):
+        raise UserError(f"only settings are taken here, such as {example}")
+    given = {word.split("=")[0] for word in overrides}
+    words = [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        return check(compose(config_name="config", overrides=[*overrides, *words]))
 
 
 def check(cfg: DictConfig) -> Experiment:

@@ -67,7 +67,7 @@ VERBS = {
         is_job=False,
     ),
     "audit": Verb(
-        "whether an environment's reward can be trusted with training; needs no model",
+        "whether an environment's reward can be trusted with training, or with judge=... a judge's",
         "rl_experiments.audit:audit",
         is_job=False,
     ),

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rl_experiments.errors import UserError, one_line
-from rl_experiments.files import append_json_lines, read_json_lines
+from rl_experiments.files import append_json_lines, keep_json_lines, read_json_lines
 from rl_experiments.schema import EndpointConfig
 
 Message = Mapping[str, Any]  # as the API takes it
@@ -73,8 +73,8 @@ class Meter:
 class Endpoint:
     """Asks one model; for use in one event loop.
 
-    `setting` is the group that configures it, as messages name it. With a `journal` each answer is
-    kept, and the same request under the same key is answered from there.
+    `setting` is the group that configures it, as messages name it. With a `journal`, a file of its
+    own, each answer is kept, and the same request under the same key is answered from there.
     """
 
     def __init__(
@@ -86,6 +86,8 @@ class Endpoint:
         self.meter = Meter()
         self._journal = journal
         self._answers: dict[str, Answer] = {}
+        if journal:
+            keep_json_lines(journal, lambda _: True)  # without a line that a kill has torn
         for record in read_json_lines(journal) if journal else ():
             self._answers[record["key"]] = _restored(record["answer"])
         self._key = api_key(config, setting)

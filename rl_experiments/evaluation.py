@@ -104,8 +104,9 @@ class Evaluation:
         return any(self.folder.glob("*.jsonl"))
 
     def replies(self, name: str) -> Path:
-        """Where the answers of an endpoint are kept."""
-        return self.folder / f"{_file_name(name)}.replies.jsonl"
+        """Where this process keeps the answers of an endpoint."""
+        own = "" if ranks.is_first() else f"-{ranks.rank()}"
+        return self.folder / f"{_file_name(name)}.replies{own}.jsonl"
 
     def save(self) -> None:
         """Write the results as JSON beside the folder of episodes."""

@@ -19,7 +19,7 @@ from environments import End
 from rl_experiments import ranks
 from rl_experiments.endpoint import BudgetSpent, Endpoint, api_key
 from rl_experiments.errors import UserError
-from rl_experiments.files import keep_json_lines, read_json_lines, write_atomically
+from rl_experiments.files import read_json_lines, write_atomically
 from rl_experiments.rollout import Trajectory, Turn
 from rl_experiments.ruler import sheet
 from rl_experiments.schema import Config, Credit, JudgeConfig, OnBudget, RulerConfig
@@ -40,7 +40,6 @@ class Judge:
     def __init__(self, config: JudgeConfig, ruler: RulerConfig, *, rubric: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         answers = folder / f"answers-{ranks.rank()}.jsonl"
-        keep_json_lines(answers, lambda _: True)  # without a line that a kill has torn
         self.config = _shared_out(config)
         self.ruler = ruler
         self.rubric = ruler.rubric or rubric

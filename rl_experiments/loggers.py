@@ -321,7 +321,8 @@ _LOGGERS: dict[str, Callable[[Job], Logger]] = {
     "tensorboard": _TensorBoard,
 }
 
-_COLUMNS = ["step", "seed", "member", "end", "reward", "turns", "text"]
+_JUDGED = ("independent_reward", "ruler_score")  # where a judge rewards
+_COLUMNS = ["step", "seed", "member", "end", "reward", *_JUDGED, "turns", "text"]
 _RESULTS = [
     *("policy", "n", "win rate", "win rate low", "win rate high"),
     *("reward", "reward low", "reward high"),
@@ -332,7 +333,8 @@ def _cells(episode: Record) -> list[Any]:
     """An episode as a row of a table."""
     turns = [f"{turn['observation']}\n> {turn['reply']}" for turn in episode["turns"]]
     known = [episode[name] for name in _COLUMNS[:5]]
-    return [*known[:3], str(known[3]), known[4], len(turns), "\n\n".join(turns)]
+    judged = [episode.get(name) for name in _JUDGED]
+    return [*known[:3], str(known[3]), known[4], *judged, len(turns), "\n\n".join(turns)]
 
 
 def _table(evaluation: Record) -> list[list[Any]]:

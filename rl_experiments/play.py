@@ -6,28 +6,22 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from environments import Environment, evaluation_seed
-from rl_experiments.check import Experiment, check
+from rl_experiments.check import Experiment, composed
 from rl_experiments.contestants import is_endpoint
 from rl_experiments.errors import UserError
 from rl_experiments.rollout import Episode, Task
-from rl_experiments.schema import CONF_DIR, SamplerKind
+from rl_experiments.schema import SamplerKind
 
 _PAUSE = 0.5  # seconds between the moves of a watched policy, in a terminal
 
 
 def play(overrides: list[str]) -> None:
     """One episode after another on evaluation seeds, from `seed` on, until the player leaves."""
-    if any(word.startswith("-") for word in overrides):
-        raise UserError("play takes settings only, such as env=game2048 policy=random seed=3")
     given = [word.split("=")[0] for word in overrides]
-    if "name" not in given:
-        overrides = [*overrides, "name=play"]
-    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
-        experiment = check(compose(config_name="config", overrides=overrides))
+    experiment = composed(overrides, example="env=game2048 policy=random seed=3", name="play")
     console = Console()
     by_hand = not experiment.config.policy and not ({"checkpoint.path", "model"} & set(given))
     take_turn = _person(console) if by_hand else _policy(experiment, console)

@@ -300,5 +300,5 @@ def test_the_verb_prints_a_table_and_fails_with_a_line(capsys: pytest.CaptureFix
     assert "a reward is too great: " in capsys.readouterr().out
     with pytest.raises(UserError, match="num_examples=5: audit needs at least 20"):
         audit(["num_examples=5"])
-    with pytest.raises(UserError, match="settings only"):
+    with pytest.raises(UserError, match="only settings are taken here"):
         audit(["--help"])
