@@ -269,10 +269,11 @@ def test_ctrl_c_leaves_play(tmp_path: Path, program_environment: dict[str, str])
     os.close(terminal)
     for typed in (b"left\n", b"\x03"):
         assert "reply: " in read_until(keyboard, "reply: ")
+        time.sleep(0.3)  # nobody types faster than a line editor begins to listen
         os.write(keyboard, typed)
     left = read_until(keyboard, None)
     os.close(keyboard)
-    assert process.wait(timeout=SECONDS) in (0, 130)  # it is how one leaves
+    assert process.wait(timeout=SECONDS) in (0, 130), left  # it is how one leaves
     assert len(left.replace("^C", "").strip().splitlines()) <= 1, left
 
 
