@@ -381,9 +381,9 @@ def test_play_shows_a_policy_through_a_pipe(program: Program) -> None:
     assert re.search(r"won: reward 2.000 after \d+ turns", done.stdout)
 
 
-@pytest.mark.parametrize("n", range(1, 400))
-def test_a_rate_lies_within_its_interval(n: int) -> None:
-    for wins in {0, 1, n // 2, n}:
-        value, low, high = rate(wins, n)
-        assert 0 <= low <= value <= high <= 1
-    assert rate(0, n).low == 0 and rate(n, n).high == 1
+def test_a_rate_lies_within_its_interval() -> None:
+    for n in range(1, 1001):
+        for wins in {0, 1, n // 2, n}:
+            value, low, high = rate(wins, n)
+            assert 0 <= low <= value <= high <= 1
+        assert rate(0, n).low == 0 and rate(n, n).high == 1

@@ -48,7 +48,7 @@ def settings(server: OpenAIServer, *more: str, num_examples: int = 20) -> list[s
     return [
         *("evaluate", "env=wordle", "env.guesses=3", "name=e", f"num_examples={num_examples}"),
         *("model=openai", "model.name=a/model", f"model.base_url={server.url}"),
-        *("model.deadline=60", *more),
+        *("policies=[model]", "model.deadline=60", *more),
     ]
 
 
@@ -246,7 +246,7 @@ def test_policies_play_the_same_seeds(program: Program, tmp_path: Path) -> None:
     with OpenAIServer(guess) as server:
         words = ["env.words=tiny", "env.guesses=4", "evaluation.samples=2"]
         done = program(
-            *[word for word in settings(server) if word != "env.guesses=3"],
+            *[w for w in settings(server) if w not in ("env.guesses=3", "policies=[model]")],
             *(*words, "policies=[random,oracle,model,another]"),
         )
         assert done.returncode == 0, done.stderr

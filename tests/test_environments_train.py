@@ -29,12 +29,10 @@ TWO_STEPS = [
 # What is typed, and whether there is a policy that knows the answers.
 ENVIRONMENTS = {
     "experiment=game2048_art model=tiny gpu=local env.win_value=16 env.max_moves=6": False,
-    "env=wordle": True,
     "env=wordle env.words=english env.held_out=0.2": True,
     "env=gsm8k env.data=questions.jsonl": True,
     "env=bfcl_single_turn": True,
     "env=tool_test": True,
-    "env=reasoning_gym env.dataset=coin_flip": True,
     "env=reasoning_gym env.dataset=coin_flip+graph_color": False,
     "env=textarena env.options={max_number:9} env.max_turns=4": False,
     "env=gymnasium env.options={is_slippery:false} env.max_steps=6": True,

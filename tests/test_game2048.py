@@ -55,7 +55,7 @@ def started(board: game.Board | None = None, **options: Any) -> Game2048:
     return env
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(BOARDS, st.sampled_from(game.DIRECTIONS))
 def test_move_matches_the_oracle(board: game.Board, direction: str) -> None:
     before = [row[:] for row in board]

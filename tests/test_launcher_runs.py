@@ -157,18 +157,17 @@ def test_resume_runs_what_did_not_finish(client: Client, plane: ControlPlane) ->
 def test_training(
     client: Client, plane: ControlPlane, run_in: Program, program_environment: dict[str, str]
 ) -> None:
-    """The project's own, on two GPUs, one taken away in the middle: the same as on this machine."""
+    """The project's own, on a GPU that is taken away in the middle: the same as on this machine."""
     asked = [*SMALL, "model=tiny", "seed=3", "trainer.max_steps=6"]
     client.variables |= program_environment | plane.environment
-    training = client.start("gpu=a10g,h100", "name=modal", *asked, program="-m rl_experiments")
+    training = client.start("gpu=a10g", "name=modal", *asked, program="-m rl_experiments")
     checkpoints = client.remote(run="modal") / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("*/manifest.json")))
     plane.preempt(client.call(run="modal"))
     run_in(client.folder, "gpu=local", "name=here", *asked).check_returncode()
     training.to_end()
-    assert [len(plane.call(client.call(num, run="modal")).attempts) for num in (0, 1)] == [2, 1]
+    assert len(plane.call(client.call(run="modal")).attempts) == 2
     assert "[0] Going on from step" in training.out
 
     client.runs("runs", "pull", "modal", "--checkpoints")
-    for num in (0, 1):
-        assert_same(outcome(client.job(num, run="modal")), outcome(client.job(run="here")))
+    assert_same(outcome(client.job(run="modal")), outcome(client.job(run="here")))

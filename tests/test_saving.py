@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from torch import equal
 
 from rl_experiments.checkpoint import is_whole, step_of
 from rl_experiments.saving import alone
-from tests.conftest import SMALL, Program, command
+from tests.conftest import SMALL, Program, Warm
 from tests.faults import FaultProxy
 from tests.stores import bucket_of, moto, proxy, rclone, surroundings
+from tests.test_training import started
 
 __all__ = ["moto", "proxy", "rclone", "surroundings"]  # fixtures
 
@@ -84,6 +84,7 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     proxy: FaultProxy,
     program: Program,
     program_environment: dict[str, str],
+    warm: Warm,
     tmp_path: Path,
 ) -> None:
     proxy.rate, proxy.slow = 0.3, 0.1
@@ -91,19 +92,13 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     run, rng, furthest = tmp_path / "runs/killed/0", random.Random(7), 0
     environment = {**program_environment, **aws()}
     for attempt in range(2):
-        process = subprocess.Popen(
-            command(settings),
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = started(settings, cwd=tmp_path, env=environment, warm=warm)
         deadline = time.monotonic() + 120
         while not any(step > furthest for step in sealed(run)):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
         furthest = max(sealed(run))
         if attempt == 0:

@@ -432,7 +432,7 @@ def test_wrong_variables_are_told_in_one_line(
         else:
             monkeypatch.delenv(name)
     with pytest.raises(UserError) as refusal:
-        Store.open("s3://bucket", project="p", name="r", setting=SETTING, patience=2)
+        Store.open("s3://bucket", project="p", name="r", setting=SETTING, patience=8)
     said = str(refusal.value)
     assert line in said and "AWS_" in said
     assert "\n" not in said and SECRET not in said and "wr0ng" not in said

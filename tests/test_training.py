@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 from rl_experiments.checkpoint import is_whole, latest
-from tests.conftest import SMALL, Program, command
+from tests.conftest import SMALL, Child, Program, Warm, command
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -103,6 +104,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     undisturbed: tuple[Path, str],
     program: Program,
     program_environment: dict[str, str],
+    warm: Warm,
     tmp_path: Path,
 ) -> None:
     arguments = [*SMALL, "name=killed", "trainer.max_steps=8"]
@@ -113,7 +115,8 @@ def test_a_killed_run_resumes_to_the_same_weights(
         (run / "metrics.jsonl", 3),
     ]
     for file, lines in moments:
-        kill_when(file, lines, arguments, cwd=tmp_path, env=program_environment)
+        own = warm if "resume=true" in arguments else None
+        kill_when(file, lines, arguments, cwd=tmp_path, env=program_environment, warm=own)
         arguments = [*arguments, "resume=true"] if "resume=true" not in arguments else arguments
     # Torn as by a kill during a save: the resumed run has to pass it over.
     torn = run / "checkpoints/checkpoint-8"
@@ -159,18 +162,32 @@ def test_a_mini_batch_in_parts_learns_the_same(
 
 
 def kill_when(
-    file: Path, lines: int, arguments: list[str], *, cwd: Path, env: dict[str, str]
+    file: Path,
+    lines: int,
+    arguments: list[str],
+    *,
+    cwd: Path,
+    env: dict[str, str],
+    warm: Warm | None = None,
 ) -> None:
     """Run the program and SIGKILL it as soon as the file has that many lines."""
-    process = subprocess.Popen(
-        command(arguments), cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = started(arguments, cwd=cwd, env=env, warm=warm)
     deadline = time.monotonic() + 120
     while not (file.exists() and file.read_text().count("\n") >= lines):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def started(
+    arguments: list[str], *, cwd: Path, env: dict[str, str], warm: Warm | None
+) -> subprocess.Popen[bytes] | Child:
+    """The program under way, its words thrown away."""
+    null = subprocess.DEVNULL
+    if warm is None:
+        return subprocess.Popen(command(arguments), cwd=cwd, env=env, stdout=null, stderr=null)
+    return warm.start(arguments, cwd=cwd, variables=env, out=os.devnull, err=os.devnull)
 
 
 def test_a_changed_setting_is_no_resumption(undisturbed: tuple[Path, str], run_in: Program) -> None:

@@ -73,11 +73,8 @@ def test_variants_train_and_change_the_weights(
 
 def test_training_goes_on_from_the_adapter_of_another_run(program: Program, tmp_path: Path) -> None:
     lora = [*SMALL, "model.lora.enabled=true", "trainer.learning_rate=0.02", "trainer.beta=0.1"]
-    lora += [
-        "model.scratch.warmup_episodes=150",
-        "model.scratch.warmup_steps=100",
-        "env.hints=false",
-    ]
+    lora += ["model.scratch.warmup_episodes=100", "model.scratch.warmup_steps=60"]
+    lora += ["env.hints=false", "num_examples=8"]
 
     def played(run: str, policy: str) -> list[dict[str, Any]]:
         file = tmp_path / f"runs/{run}/0/evaluation/{policy}.jsonl"
