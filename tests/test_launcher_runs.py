@@ -34,7 +34,7 @@ def test_an_interrupt_ends_the_jobs(client: Client, plane: ControlPlane) -> None
     assert plane.apps[0].stopped
     wait_for(lambda: plane.containers == 0, 15)
     for num in (1, 3):
-        assert "interrupted before step" in (client.job(num) / "log.txt").read_text()
+        assert "interrupted at step" in (client.job(num) / "log.txt").read_text()
         assert re.search(rf"^ +{num} +cancelled \(Ctrl-C\)", launched.out, re.M)
 
     resumed = client.runs("resume", "toy")

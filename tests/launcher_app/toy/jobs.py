@@ -24,9 +24,9 @@ def train(cfg: DictConfig) -> float:
     for step in range(done + 1, cfg.steps + 1):
         try:
             time.sleep(cfg.seconds)
+            _save(step)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted before step {step}") from None
-        _save(step)
+            raise KeyboardInterrupt(f"interrupted at step {step}") from None
         if os.path.exists(os.environ["HYDRA_JOB_STOP"]):
             raise RuntimeError(f"asked to stop at step {step}")
     return float(cfg.x)
