@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 def name_of(folder: Path) -> str:
     """A run's name: the last part of its folder, and the date before what is a bare time.
 
-    >>> name_of(Path("/work/multirun/2026-11-22/18-09-03"))
+    >>> name_of(Path("/home/me/multirun/2026-11-22/18-09-03"))
     '2026-11-22/18-09-03'
     """
     parts = [part for part in folder.parts if part != folder.anchor]
