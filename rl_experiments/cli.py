@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 from rl_experiments import interrupts
@@ -205,8 +206,25 @@ def _run_jobs(verb: str, overrides: list[str]) -> None:
         overrides = [*overrides, *_run_name(verb, overrides)]
     sys.argv = [sys.argv[0], *overrides]
     main = hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")
-    is_asked_for_help = not {"--help", "-h"}.isdisjoint(overrides)  # which needs no function
-    main(print if is_asked_for_help else _function(verb))()
+    if {"--help", "-h"}.isdisjoint(overrides):
+        main(_function(verb))()
+    else:
+        _copy_configs_once()
+        main(print)()  # which is not called
+
+
+def _copy_configs_once() -> None:
+    """Hydra copies all that it has read for each group that --help lists: most of a second."""
+    made: dict[tuple[str | None, ...], Any] = {}
+    copied = ConfigLoaderImpl._parse_overrides_and_create_caching_repo
+
+    def once(self: ConfigLoaderImpl, config_name: str | None, overrides: list[str]) -> Any:
+        key = (config_name, *overrides)
+        if key not in made:
+            made[key] = copied(self, config_name, overrides)
+        return made[key]
+
+    ConfigLoaderImpl._parse_overrides_and_create_caching_repo = once  # type: ignore[method-assign]
 
 
 def _function(verb: str) -> Callable[..., Any]:
