@@ -11,14 +11,33 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 _ERRORS = {"500": "InternalError", "503": "SlowDown"}
 KINDS = ("503", "500", "reset", "lost", "truncated", "slow")
 
 
-class FaultProxy:
+class Loopback:
+    """What serves on this machine, from a thread, while it is entered."""
+
+    _server: ThreadingHTTPServer
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class FaultProxy(Loopback):
     """`rate` of the requests meet one of `kinds`; all are reset while it is `down`.
 
     "lost" resets after the server has done what it was asked, "truncated" ends the answer midway.
@@ -42,19 +61,6 @@ class FaultProxy:
         self._server.proxy = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> FaultProxy:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
     def puts(self) -> list[str]:
         """The objects that were sent or copied, in order."""
         return [path.partition("?")[0] for method, path in self.requests if method == "PUT"]
@@ -70,7 +76,9 @@ class FaultProxy:
             return self.faults[-1]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers without a word, and can break a connection off."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # it would hold each answer back for 40 ms
 
@@ -83,6 +91,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
+    def reset(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        now = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        self.connection.close()
+
+
+class _Handler(Handler):
     def answer(self) -> None:
         proxy: FaultProxy = self.server.proxy  # type: ignore[attr-defined]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -93,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fate == "slow":
             time.sleep(proxy.slow)
         if fate == "reset":
-            return self._reset()
+            return self.reset()
         if fate in _ERRORS:
             code = _ERRORS[fate]
             said = f"<Error><Code>{code}</Code><Message>a fault</Message></Error>"
@@ -109,10 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             server.close()
         if fate == "lost":
-            return self._reset()
+            return self.reset()
         if fate == "truncated" and content and self.command == "GET":
             self._send(answer.status, answer.getheaders(), content, upto=len(content) // 2)
-            return self._reset()
+            return self.reset()
         self._send(answer.status, answer.getheaders(), content)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
@@ -132,10 +149,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content[:upto])
-
-    def _reset(self) -> None:
-        self.close_connection = True
-        self.wfile.flush()
-        now = struct.pack("ii", 1, 0)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
-        self.connection.close()

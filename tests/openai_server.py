@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests.faults import Handler, Loopback
 
 Body = dict[str, Any]
 KINDS = (
@@ -20,7 +19,7 @@ KINDS = (
 )
 
 
-class OpenAIServer:
+class OpenAIServer(Loopback):
     """`reply` makes the message (a text, or a dict with tool_calls) from a request's body.
 
     `rate` of the requests meet one of `kinds`. "lost" breaks off after the answer was made, "page"
@@ -50,19 +49,6 @@ class OpenAIServer:
         self._server.owner = self
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
-    def __enter__(self) -> OpenAIServer:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
     def begins(self, body: Body, key: str) -> str:
         """Note the request; which fault it meets, if any."""
         with self._lock:
@@ -89,19 +75,7 @@ class _Server(ThreadingHTTPServer):
     owner: OpenAIServer
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except OSError:
-            self.close_connection = True
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
+class _Handler(Handler):
     def do_POST(self) -> None:
         assert isinstance(self.server, _Server)
         owner = self.server.owner
@@ -125,10 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fate == "500":
             return self._send(500, {"error": {"message": "a fault"}})
         if fate == "reset":
-            return self._reset()
+            return self._broken()
         if fate == "hang":
             time.sleep(owner.hang)
-            return self._reset()
+            return self._broken()
         if fate == "malformed":
             return self._bytes(200, "application/json", b'{"id": "x", "choices": [{"mess')
         if fate == "page":
@@ -149,10 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         whole = {**_head(body), "choices": [choice], "usage": _usage(owner)}
         text = json.dumps(whole).encode()
         if fate == "lost":
-            return self._reset()
+            return self._broken()
         if fate == "truncated":
             self._bytes(200, "application/json", text, upto=len(text) // 2)
-            return self._reset()
+            return self._broken()
         self._bytes(200, "application/json", text)
         return True
 
@@ -171,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             choice = {"index": 0, "finish_reason": None, **piece}
             self._event({**_head(body, "chat.completion.chunk"), "choices": [choice]})
         if fate == "lost":
-            return self._reset()
+            return self._broken()
         if fate == "truncated":  # ends as if that were all
             return False
         if owner.usage:
@@ -205,12 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[:upto])
         return False
 
-    def _reset(self) -> bool:
-        self.close_connection = True
-        self.wfile.flush()
-        now = struct.pack("ii", 1, 0)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
-        self.connection.close()
+    def _broken(self) -> bool:
+        self.reset()
         return False
 
 
