@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,10 @@ class Meter:
 
     requests: int = 0  # tries
     retries: int = 0
-    failures: int = 0  # requests given up
     reused: int = 0  # answers that the journal had
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
-    seconds: list[float] = field(default_factory=list)  # of each answered request
 
 
 class Endpoint:
@@ -144,7 +142,6 @@ class Endpoint:
                     async with asyncio.timeout(limit):
                         answer = self._read(await self._complete(client, body), started)
                     spend(answer.prompt_tokens, answer.completion_tokens, answer.usd)
-                    self.meter.seconds.append(answer.seconds)
                     return answer
                 except Exception as error:
                     status = getattr(error, "status_code", None)
@@ -152,7 +149,6 @@ class Endpoint:
                         spend(0, 0, 0.0)
                     said = self._reason(error)
                     if not self._is_passing(error):
-                        self.meter.failures += 1
                         raise EndpointError(said) from None
                     pause = _retry_after(error)
             if not pause:
@@ -165,7 +161,6 @@ class Endpoint:
 
     async def _wait_until(self, moment: float, deadline: float, *, why: str) -> None:
         if moment >= deadline:
-            self.meter.failures += 1
             raise EndpointError(
                 f"{why} (no answer within {self.setting}.deadline={self.config.deadline:g} s)"
             )
@@ -194,7 +189,6 @@ class Endpoint:
                 api_key=self._key,
                 max_retries=0,  # it has no limit of time for all tries, nor a budget
                 timeout=self.config.timeout,
-                _strict_response_validation=False,
             )
         return self._client
 
