@@ -18,8 +18,8 @@ from random import Random
 from hydra import compose, initialize_config_dir
 
 from environments import Environment
-from rl_experiments.environment import build_environment
-from rl_experiments.schema import CONF_DIR, register
+from rl_experiments.config.environment import build_environment
+from rl_experiments.config.schema import CONF_DIR, register
 
 MOST = 0.05  # seconds of the processor
 LONGEST = 20_000  # characters, as many as 4,096 tokens have

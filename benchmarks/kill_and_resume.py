@@ -10,7 +10,7 @@ import sys
 import time
 
 from benchmarks import runs
-from rl_experiments import checkpoint
+from rl_experiments.checkpoints import local as checkpoint
 
 KILLED_AFTER = 3  # generations, each of one step with a checkpoint
 STEPS = 6

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 from benchmarks import runs
-from rl_experiments.checkpoint import is_whole, step_of
+from rl_experiments.checkpoints.local import is_whole, step_of
 from tests.conftest import SMALL
 from tests.faults import FaultProxy
 from tests.stores import KEY, SECRET, bucket_of, moto_server

@@ -24,11 +24,8 @@ from benchmarks.environments import ToolGame2048, WordGame
 from environments import Environment
 from environments.game2048 import Game2048
 from environments.game2048.env import Rules
-from rl_experiments.chat import Chats, Exchange
-from rl_experiments.rollout import Trajectory, visible
-from rl_experiments.rows import to_rows
-from rl_experiments.schema import ScratchConfig
-from rl_experiments.scratch import (
+from rl_experiments.config.schema import ScratchConfig
+from rl_experiments.models.tiny import (
     IGNORED,
     Example,
     best_device,
@@ -40,6 +37,9 @@ from rl_experiments.scratch import (
     warm_up,
     word_tokenizer,
 )
+from rl_experiments.rollout.episodes import Trajectory, visible
+from rl_experiments.rollout.renderer import Chats, Exchange
+from rl_experiments.training.samples import to_rows
 
 # Sizes of Qwen2.5. `small` is for trying the benchmarks on a CPU.
 _QWEN2_5 = ScratchConfig(

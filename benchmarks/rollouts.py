@@ -30,11 +30,11 @@ from benchmarks.models import SIZES
 from environments import Environment, training_seed
 from environments.game2048 import Game2048
 from environments.game2048.env import Rules
-from rl_experiments.check import check
-from rl_experiments.policy import load_policy
-from rl_experiments.rollout import Episode, Rollout, Task, Trajectory
-from rl_experiments.schema import CONF_DIR, register
-from rl_experiments.vllm_engine import VllmEngine, import_vllm
+from rl_experiments.config.schema import CONF_DIR, register
+from rl_experiments.inference.vllm_colocated import VllmEngine, import_vllm
+from rl_experiments.models.policy import load_policy
+from rl_experiments.preflight import check
+from rl_experiments.rollout.episodes import Episode, Rollout, Task, Trajectory
 
 REPEATS = 3
 GROUP = 6  # episodes that begin alike

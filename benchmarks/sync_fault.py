@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks import runs
 from benchmarks.models import SIZES
-from rl_experiments import cli, vllm_engine
+from rl_experiments import cli
+from rl_experiments.inference import vllm_colocated as vllm_engine
 
 _PLANTED = "SYNC_FAULT"
 SAID = {

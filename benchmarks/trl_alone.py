@@ -27,8 +27,8 @@ from benchmarks.environments import ToolGame2048, TrlGame
 from benchmarks.models import SIZES, model_folder
 from environments import training_seed
 from environments.game2048.env import Rules
-from rl_experiments.policy import lora_config
-from rl_experiments.schema import ModelConfig
+from rl_experiments.config.schema import ModelConfig
+from rl_experiments.models.policy import lora_config
 
 MOST_TOKENS = 8192  # of an episode
 REPLY_TOKENS = 32  # of a turn, for the project; TRL bounds the whole conversation

@@ -16,17 +16,16 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
-from rl_experiments import interrupts
-from rl_experiments.errors import UserError, what_to_tell
-from rl_experiments.schema import (
+from rl_experiments.config.paths import RUNS
+from rl_experiments.config.schema import (
     CONF_DIR,
     CONFIG_FILE,
     CheckpointConfig,
     register,
     search_outside,
 )
-
-RUNS = Path("runs")
+from rl_experiments.errors import UserError, what_to_tell
+from rl_experiments.terminal import interrupts
 
 
 class Verb(NamedTuple):
@@ -38,19 +37,19 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "train": Verb("train a policy; what no verb means", "rl_experiments.train:train"),
+    "train": Verb("train a policy; what no verb means", "rl_experiments.commands.train:train"),
     "evaluate": Verb(
         "play the evaluation seeds: a checkpoint=, a model=, or a scripted policy=",
-        "rl_experiments.evaluate:evaluate",
+        "rl_experiments.commands.evaluate:evaluate",
     ),
     "play": Verb(
         "play in the terminal, or watch a checkpoint= or policy= play",
-        "rl_experiments.play:play",
+        "rl_experiments.commands.play:play",
         is_job=False,
     ),
     "plan": Verb(
         "what train (or plan evaluate) would run, where, at what cost; runs nothing",
-        "rl_experiments.train:train",
+        "rl_experiments.commands.train:train",
     ),
     "runs": Verb(
         "what was launched; runs attach|logs|cancel|pull RUN",
@@ -64,12 +63,12 @@ VERBS = {
     ),
     "export": Verb(
         "export CHECKPOINT --to FOLDER, s3://... or hub:OWNER/NAME: a model for transformers",
-        "rl_experiments.export:export",
+        "rl_experiments.commands.export:export",
         is_job=False,
     ),
     "audit": Verb(
         "whether an environment's reward can be trusted with training, or with judge=... a judge's",
-        "rl_experiments.audit:audit",
+        "rl_experiments.commands.audit:audit",
         is_job=False,
     ),
     "resume": Verb(
@@ -133,7 +132,7 @@ def resume(words: Sequence[str]) -> None:
 
 def push(words: Sequence[str]) -> None:
     """The `push` verb: `RUN [checkpoint.store=...]`."""
-    from rl_experiments.saving import push as push_job
+    from rl_experiments.checkpoints.checkpointer import push as push_job
 
     names = [word for word in words if "=" not in word]
     changes = OmegaConf.from_dotlist([word for word in words if "=" in word])

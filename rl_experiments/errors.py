@@ -4,43 +4,17 @@ from __future__ import annotations
 
 import difflib
 import errno
-import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.errors import CompactHydraException, HydraException
 from hydra_plugins.modal_launcher._failure import JobFailed, Refused
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 
 class UserError(CompactHydraException):
     """A mistake or a condition outside the program; shown as one line, without a traceback."""
-
-
-def task(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], float]:
-    """A job's function whose mistakes of the user end as a `UserError`, wherever it runs."""
-
-    @functools.wraps(function)
-    def run(cfg: DictConfig) -> float:
-        try:
-            return function(cfg)
-        except UserError:
-            raise
-        except (HydraException, OmegaConfBaseException, OSError) as error:
-            line = what_to_tell(error)
-            if line is None:
-                raise
-            raise UserError(line) from error
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
-                raise
-            from rl_experiments.fit import less_memory
-
-            raise UserError(f"{one_line(str(error)).split('. ')[0]}; {less_memory(cfg)}") from error
-
-    return run
 
 
 def what_to_tell(error: Exception) -> str | None:

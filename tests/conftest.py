@@ -44,9 +44,9 @@ IMPORTED = (
     "matplotlib.pyplot",
     "openai",
     "rl_experiments.cli",
-    "rl_experiments.evaluate",
-    "rl_experiments.grpo",
-    "rl_experiments.train",
+    "rl_experiments.commands.evaluate",
+    "rl_experiments.training.grpo",
+    "rl_experiments.commands.train",
     "transformers.models.qwen3.modeling_qwen3",
 )
 # The variables that none of these read. With any other the program starts from nothing: so with

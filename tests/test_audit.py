@@ -18,10 +18,10 @@ from environments.bfcl_single_turn.calls import read
 from environments.bfcl_single_turn.official import official
 from environments.game2048 import Game2048
 from environments.wordle import Wordle
-from rl_experiments import schema
-from rl_experiments.audit import audit
+from rl_experiments.audit.environment import Audit
+from rl_experiments.commands.audit import audit
+from rl_experiments.config import schema
 from rl_experiments.errors import UserError
-from rl_experiments.soundness import Audit
 
 MISSING = ""
 try:

@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import evaluation_seed
 from environments.game2048 import Game2048
-from rl_experiments.check import check
-from rl_experiments.intervals import rate
-from rl_experiments.schema import CONF_DIR, TrainerConfig, register
+from rl_experiments.config.schema import CONF_DIR, TrainerConfig, register
+from rl_experiments.preflight import check
+from rl_experiments.stats.intervals import rate
 from tests.conftest import SMALL, Program, command
 
 SCRIPT = str(Path(sys.executable).parent / "rl-experiments")

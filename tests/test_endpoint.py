@@ -17,7 +17,7 @@ import pytest
 from environments import evaluation_seed
 from environments.tool_test import ToolTest
 from environments.wordle import Wordle
-from rl_experiments.rollout import Episode, Task
+from rl_experiments.rollout.episodes import Episode, Task
 from tests.conftest import Program, command
 from tests.openai_server import KINDS, Body, OpenAIServer
 

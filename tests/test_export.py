@@ -21,11 +21,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl_experiments.checkpoint import seal
+from rl_experiments.checkpoints.local import seal
+from rl_experiments.checkpoints.store import Store
+from rl_experiments.commands.export import export
 from rl_experiments.errors import UserError
-from rl_experiments.export import export
-from rl_experiments.store import Store
-from rl_experiments.vllm_engine import merged_weights
+from rl_experiments.inference.vllm_colocated import merged_weights
 from tests.conftest import SMALL, Program
 from tests.faults import FaultProxy
 from tests.stores import bucket_of, moto, proxy, surroundings

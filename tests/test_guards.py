@@ -15,17 +15,18 @@ from transformers import AutoModelForCausalLM
 
 from environments import Step
 from environments.game2048 import Game2048
-from rl_experiments.check import Experiment, check
+from rl_experiments.checkpoints.checkpointer import Saving
+from rl_experiments.config.experiment import Experiment
+from rl_experiments.config.schema import CONF_DIR, register
 from rl_experiments.errors import UserError
-from rl_experiments.grpo import build_trainer, trainer_arguments
-from rl_experiments.live import LiveRun
-from rl_experiments.loggers import Job, Loggers
-from rl_experiments.policy import load_policy
-from rl_experiments.sampler import Engine, Sampler
-from rl_experiments.saving import Saving
-from rl_experiments.schema import CONF_DIR, register
-from rl_experiments.trainer import EpisodeTrainer
-from rl_experiments.transformers_sampler import TransformersSampler
+from rl_experiments.inference.sampler import Engine, Sampler
+from rl_experiments.inference.transformers_sampler import TransformersSampler
+from rl_experiments.models.policy import load_policy
+from rl_experiments.preflight import check
+from rl_experiments.run.recorder import LiveRun
+from rl_experiments.tracking.loggers import Job, Loggers
+from rl_experiments.training.grpo import build_trainer, trainer_arguments
+from rl_experiments.training.trainer import EpisodeTrainer
 from tests.conftest import SMALL
 
 

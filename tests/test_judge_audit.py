@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from rl_experiments.rankings import agreement, spearman
+from rl_experiments.stats.rank_correlation import agreement, spearman
 from tests.conftest import Program
 from tests.judge_server import attempts, entries, judge, tiles
 from tests.openai_server import Body, OpenAIServer

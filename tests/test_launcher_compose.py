@@ -15,7 +15,7 @@ from hydra_plugins.modal_launcher._compose import SweepLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from environments.bfcl_single_turn import official
-from rl_experiments.schema import CONF_DIR, register
+from rl_experiments.config.schema import CONF_DIR, register
 
 JOBS = [
     ["seed=3"],

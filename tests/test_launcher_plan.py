@@ -20,9 +20,9 @@ from hydra_plugins.modal_launcher._job import Job
 from hydra_plugins.modal_launcher._secrets import Secrets
 from hydra_plugins.modal_launcher.config import ModalJobsConf, SecretsConf, VolumesConf
 
-from rl_experiments import schema
-from rl_experiments.schema import CONF_DIR
-from rl_experiments.train import train
+from rl_experiments.commands.train import train
+from rl_experiments.config import schema
+from rl_experiments.config.schema import CONF_DIR
 from tests.conftest import Program
 from tests.control_plane import ControlPlane
 

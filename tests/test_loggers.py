@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from rl_experiments import loggers
+from rl_experiments.config.schema import LoggerConfig
 from rl_experiments.errors import UserError
-from rl_experiments.schema import LoggerConfig
+from rl_experiments.tracking import loggers
 from tests.conftest import SMALL, Program, command
 from tests.test_training import kill_when
 

@@ -21,13 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from environments import End, Environment, ScriptedPolicy, Step, evaluation_seed
 from environments.game2048 import Game2048
 from environments.game2048.replies import Parser
-from rl_experiments.chat import Chat, Chats, Exchange
-from rl_experiments.rollout import Episode, Rollout, Task, Trajectory, Turn
-from rl_experiments.rows import returns_to_go, spans, to_rows, turn_advantages
-from rl_experiments.sampler import Completion, Engine, Request
-from rl_experiments.schema import Credit, ScratchConfig
-from rl_experiments.scratch import scratch_model, word_tokenizer
-from rl_experiments.transformers_sampler import TransformersSampler
+from rl_experiments.config.schema import Credit, ScratchConfig
+from rl_experiments.inference.sampler import Completion, Engine, Request
+from rl_experiments.inference.transformers_sampler import TransformersSampler
+from rl_experiments.models.tiny import scratch_model, word_tokenizer
+from rl_experiments.rollout.advantages import returns_to_go, turn_advantages
+from rl_experiments.rollout.episodes import Episode, Rollout, Task, Trajectory, Turn
+from rl_experiments.rollout.renderer import Chat, Chats, Exchange
+from rl_experiments.training.samples import spans, to_rows
 
 SCRATCH = ScratchConfig(warmup_episodes=60, warmup_steps=60)
 

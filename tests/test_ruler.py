@@ -18,11 +18,11 @@ import pytest
 
 from environments import End
 from environments.game2048.rewards import episode_reward
+from rl_experiments.config.schema import Fallback, JudgeConfig, OnBudget, RulerConfig
 from rl_experiments.errors import UserError
-from rl_experiments.judge import Judge
-from rl_experiments.rollout import Trajectory, Turn
-from rl_experiments.ruler import sheet
-from rl_experiments.schema import Fallback, JudgeConfig, OnBudget, RulerConfig
+from rl_experiments.judge.prompt import sheet
+from rl_experiments.judge.rewarder import Judge
+from rl_experiments.rollout.episodes import Trajectory, Turn
 from tests.conftest import SMALL, Program, Warm
 from tests.judge_server import attempts, entries, judge, tiles
 from tests.openai_server import KINDS, Body, OpenAIServer

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from rl_experiments.checkpoint import is_whole, step_of
-from rl_experiments.saving import alone
+from rl_experiments.checkpoints.checkpointer import alone
+from rl_experiments.checkpoints.local import is_whole, step_of
 from tests.conftest import SMALL, Program, Warm
 from tests.faults import FaultProxy
 from tests.stores import bucket_of, moto, proxy, rclone, surroundings

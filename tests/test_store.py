@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from rl_experiments import checkpoint
-from rl_experiments.checkpoint import Keep, Torn, seal
+from rl_experiments.checkpoints import local as checkpoint
+from rl_experiments.checkpoints.lease import Lease, LeaseLost
+from rl_experiments.checkpoints.local import Keep, Torn, seal
+from rl_experiments.checkpoints.store import Store, newest, remember
+from rl_experiments.checkpoints.uploader import Uploader, push_run
 from rl_experiments.errors import UserError
-from rl_experiments.lease import Lease, LeaseLost
-from rl_experiments.store import Store, newest, remember
-from rl_experiments.uploads import Uploader, push_run
 from tests.faults import FaultProxy
 from tests.stores import SECRET, moto, proxy, rclone, surroundings, until
 

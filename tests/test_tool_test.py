@@ -23,8 +23,8 @@ from environments import End, Step, evaluation_seed, training_seed
 from environments.tool_test import ToolTest, rewards
 from environments.tool_test.calls import Call, as_text, parse
 from environments.tool_test.tools import CATALOGUE, is_typed
-from rl_experiments.check import check
-from rl_experiments.schema import CONF_DIR, register
+from rl_experiments.config.schema import CONF_DIR, register
+from rl_experiments.preflight import check
 
 
 def started(*asked: Call, **options: Any) -> ToolTest:

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import equal
 
-from rl_experiments.checkpoint import is_whole, latest
+from rl_experiments.checkpoints.local import is_whole, latest
 from tests.conftest import SMALL, Child, Program, Warm, command
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rl_experiments.checkpoint import latest
-from rl_experiments.files import read_json_lines
-from rl_experiments.grpo import merge
+from rl_experiments.checkpoints.local import latest
+from rl_experiments.storage.files import read_json_lines
+from rl_experiments.training.grpo import merge
 from tests.conftest import SMALL, Program
 from tests.test_training import assert_same, metrics, outcome
 

@@ -12,13 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from rl_experiments.check import check
-from rl_experiments.errors import UserError, task
-from rl_experiments.fit import Shape, fit, token_bytes
-from rl_experiments.policy import without_effect
-from rl_experiments.schema import CONF_DIR, Config, register
-from rl_experiments.schema import LoraConfig as LoraSettings
-from rl_experiments.vllm_engine import merged_weights
+from rl_experiments.commands.job import task
+from rl_experiments.config.schema import CONF_DIR, Config, register
+from rl_experiments.config.schema import LoraConfig as LoraSettings
+from rl_experiments.errors import UserError
+from rl_experiments.inference.vllm_colocated import merged_weights
+from rl_experiments.models.memory import Shape, fit, token_bytes
+from rl_experiments.models.policy import without_effect
+from rl_experiments.preflight import check
 from tests.conftest import SMALL, Program
 
 HALF_B = Shape(494_000_000, 24, 896, 4864, 2, 64, 151936)

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from environments.game2048 import Game2048
 from environments.game2048.replies import Parser
-from rl_experiments.chat import Chats
+from rl_experiments.config.schema import Config, Dtype, ScratchConfig
 from rl_experiments.errors import UserError
-from rl_experiments.rollout import Rollout, Task
-from rl_experiments.schema import Config, Dtype, ScratchConfig
-from rl_experiments.scratch import scratch_model
-from rl_experiments.vllm_engine import VllmEngine, VllmSampler
+from rl_experiments.inference.vllm_colocated import VllmEngine, VllmSampler
+from rl_experiments.models.tiny import scratch_model
+from rl_experiments.rollout.episodes import Rollout, Task
+from rl_experiments.rollout.renderer import Chats
 
 pytest.importorskip("vllm")
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from rl_experiments import vllm_server
+from rl_experiments.config.schema import Config, Dtype
 from rl_experiments.errors import UserError
-from rl_experiments.sampler import Completion, Request
-from rl_experiments.schema import Config, Dtype
-from rl_experiments.vllm_server import ServerSampler, VllmServer
+from rl_experiments.inference import vllm_server
+from rl_experiments.inference.sampler import Completion, Request
+from rl_experiments.inference.vllm_server import ServerSampler, VllmServer
 
 EOS = 2
 
@@ -363,8 +363,8 @@ def test_vllm_itself_serves_what_transformers_computes(
     from transformers import AutoModelForCausalLM
 
     from environments.game2048.env import Game2048
-    from rl_experiments.schema import ScratchConfig
-    from rl_experiments.scratch import scratch_model
+    from rl_experiments.config.schema import ScratchConfig
+    from rl_experiments.models.tiny import scratch_model
 
     if not torch.cuda.is_available():
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")

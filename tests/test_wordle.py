@@ -21,8 +21,8 @@ from environments import End, Step, evaluation_seed, training_seed
 from environments.wordle import Wordle
 from environments.wordle.data import word_list
 from environments.wordle.game import consistent, feedback
-from rl_experiments.check import check
-from rl_experiments.schema import CONF_DIR, register
+from rl_experiments.config.schema import CONF_DIR, register
+from rl_experiments.preflight import check
 
 ENGLISH = word_list("english", 0.2)
 FEW_LETTERS = st.text("abc", min_size=5, max_size=5)

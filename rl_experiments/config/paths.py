@@ -1,0 +1,7 @@
+"""Where runs lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RUNS = Path("runs")

@@ -1,0 +1,47 @@
+"""The learning curve as a picture, with the scripted baselines as lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl_experiments.storage.files import read_json_lines
+
+if TYPE_CHECKING:
+    from rl_experiments.evaluation.runner import Evaluation
+
+
+def learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) -> None:
+    """Win rate and reward of the training episodes over steps; before and after on unseen seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = list(read_json_lines(metrics))
+    steps = [record["step"] for record in records]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    panels = ((axes[0], "win_rate", "win rate"), (axes[1], "reward", "reward of an episode"))
+    for axis, key, label in panels:
+        axis.plot(steps, [record.get(key) for record in records], lw=1.2, label="training episodes")
+        for i, (name, result) in enumerate(evaluation.results.items()):
+            estimate = getattr(result, key)
+            if estimate is None:
+                continue
+            if name in ("before", "after"):
+                x = 0 if name == "before" else max(steps, default=0)
+                bar = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+                axis.errorbar(x, estimate.value, yerr=bar, fmt="ko", capsize=4, ms=4, zorder=5)
+                axis.annotate(name, (x, estimate.value), (4, 6), textcoords="offset points")
+            else:
+                colour = colours[1 + i % (len(colours) - 1)]
+                axis.axhline(estimate.value, ls="--", lw=1, color=colour, label=name)
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel(label)
+    axes[0].set_ylim(0, 1)
+    axes[1].legend(fontsize=8)
+    building = picture.with_name(f".{picture.name}")
+    figure.savefig(building, dpi=120, format="png")
+    plt.close(figure)
+    building.replace(picture)
