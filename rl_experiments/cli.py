@@ -118,14 +118,14 @@ def main() -> None:
 
 def runs(words: Sequence[str]) -> None:
     """The `runs` verb."""
-    from hydra_plugins.modal_launcher import _runs
+    from hydra_modal_jobs import run_commands as _runs
 
     _runs.runs(words, root=RUNS)
 
 
 def resume(words: Sequence[str]) -> None:
     """The `resume` verb."""
-    from hydra_plugins.modal_launcher import _runs
+    from hydra_modal_jobs import run_commands as _runs
 
     _runs.resume(words, root=RUNS)
 

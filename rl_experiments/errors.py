@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hydra.errors import CompactHydraException, HydraException
-from hydra_plugins.modal_launcher._failure import JobFailed, Refused
+from hydra_modal_jobs.errors import JobFailed, Refused
 from omegaconf.errors import OmegaConfBaseException
 
 

@@ -46,7 +46,7 @@ class Client:
         return self.start_runs(*words).to_end(code=code)
 
     def start_runs(self, *words: str) -> Program:
-        words = ("-m", "hydra_plugins.modal_launcher", *words, "--root=runs")
+        words = ("-m", "hydra_modal_jobs", *words, "--root=runs")
         return self._begin([*words], self.variables)
 
     def start(

@@ -11,7 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
-from hydra_plugins.modal_launcher._compose import SweepLoader
+from hydra_modal_jobs.jobs.compose import SweepLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from environments.bfcl_single_turn import official

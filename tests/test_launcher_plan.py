@@ -14,11 +14,15 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
-from hydra_plugins.modal_launcher import _job, _names, _plan, _prices, _source
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._job import Job
-from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher.config import ModalJobsConf, SecretsConf, VolumesConf
+from hydra_modal_jobs import bundle as _source
+from hydra_modal_jobs import names as _names
+from hydra_modal_jobs import plan as _plan
+from hydra_modal_jobs import prices as _prices
+from hydra_modal_jobs.config import ModalJobsConf, SecretsConf, VolumesConf
+from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.jobs import job as _job
+from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.secrets import Secrets
 
 from rl_experiments.commands.train import train
 from rl_experiments.config import schema
@@ -184,7 +188,7 @@ def test_everything_that_a_job_imports_goes_along_and_nothing_secret(
     job = composed(context, tmp_path, "gpu=a10g")
     sent = _source.sources([job])
     by_name = {str(remote.relative_to("/root")): path for path, remote in sent.items()}
-    for name in ("rl_experiments", "environments", "conf", "hydra_plugins/modal_launcher"):
+    for name in ("rl_experiments", "environments", "conf", "hydra_modal_jobs"):
         assert by_name[name].is_dir(), name
     assert by_name["conf"] == CONF_DIR and _source.is_config(CONF_DIR, [job])
     assert ROOT not in sent and not any("site-packages" in str(path) for path in sent)

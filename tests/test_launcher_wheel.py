@@ -119,7 +119,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_environment_has_nothing_of_the_checkout(python: Path, tmp_path: Path) -> None:
-    program = "import json, sys, hydra_plugins.modal_launcher as it\n"
+    program = "import json, sys, hydra_modal_jobs as it\n"
     program += "print(json.dumps([it.__file__, *sys.path]))"
     plugin, *path = json.loads(run(tmp_path, python, "-c", program))
     assert Path(plugin).is_relative_to(python.parents[1])
@@ -148,7 +148,7 @@ def test_on_modal(
         assert all(file.is_relative_to(plane.state.root / "containers") for file in files)
         assert not job["project"]
     assert "the word is" in (folder / "multirun" / "first" / "0" / "log.txt").read_text()
-    listed = run(folder, python, "-m", "hydra_plugins.modal_launcher", "runs")
+    listed = run(folder, python, "-m", "hydra_modal_jobs", "runs")
     assert "first" in listed and f"{len(values)} done" in listed
 
 
@@ -158,8 +158,8 @@ def test_a_script_is_resumed_and_attached_to(python: Path, folder: Path) -> None
     jobs = launch(python, folder, *settings(gpu="local"), code=1)
     assert [job["state"] for job in jobs] == ["failed"]
     (folder / "broken").unlink()
-    run(folder, python, "-m", "hydra_plugins.modal_launcher", "resume", "first")
+    run(folder, python, "-m", "hydra_modal_jobs", "resume", "first")
     assert [job["value"] for job in results(folder)] == [50.0]
     (folder.parent / "app").rename(folder.parent / "moved")
-    seen = run(folder, python, "-m", "hydra_plugins.modal_launcher", "runs", "attach", "first")
+    seen = run(folder, python, "-m", "hydra_modal_jobs", "runs", "attach", "first")
     assert "done" in seen

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.modal_launcher._secrets import Secrets
+from hydra_modal_jobs.secrets import Secrets
 from omegaconf import OmegaConf
 
 from rl_experiments.checkpoints.local import Manifest, Torn, find

@@ -132,7 +132,7 @@ def _record(cfg: DictConfig) -> dict[str, Any]:
 
 def _git() -> dict[str, Any] | None:
     """The commit of the code that runs, and whether the checkout differs from it."""
-    from hydra_plugins.modal_launcher._source import git_state
+    from hydra_modal_jobs.bundle import git_state
 
     # In a container there is no checkout, and the launcher tells it.
     told: dict[str, Any] | None = json.loads(os.environ.get("HYDRA_JOB_SOURCE", "null"))

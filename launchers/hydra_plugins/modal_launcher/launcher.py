@@ -20,7 +20,7 @@ class ModalJobsLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        from hydra_plugins.modal_launcher._compose import SweepLoader
+        from hydra_modal_jobs.jobs.compose import SweepLoader
 
         # Before the sweeper composes the jobs: for hundreds of them Hydra takes half a minute.
         hydra_context.config_loader = SweepLoader.over(hydra_context.config_loader)
@@ -31,7 +31,7 @@ class ModalJobsLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from hydra_plugins.modal_launcher._launch import launch
+        from hydra_modal_jobs.launch import launch
 
         assert self.config is not None
         return launch(

@@ -15,8 +15,9 @@ class AnotherAttempt(Exception):
 def run(payload: dict[str, Any]) -> dict[str, Any]:
     """One attempt at a job, whose files are on the outputs volume. Returns its result."""
     import modal
-    from hydra_plugins.modal_launcher._supervisor import Supervisor
     from modal.exception import Error
+
+    from hydra_modal_jobs.worker.supervisor import Supervisor
 
     volume = modal.Volume.from_name(payload["outputs_volume"])
 

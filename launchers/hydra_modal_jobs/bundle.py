@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._job import Job
+from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.jobs.job import Job
 
 REMOTE = PurePosixPath("/root")
 
@@ -42,7 +42,8 @@ def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
             importlib.import_module(name)
         except ImportError:
             raise Refused(f"hydra.launcher.image.source: {name} cannot be imported here") from None
-    found[Path(__file__).parent] = REMOTE / "hydra_plugins" / Path(__file__).parent.name
+    for part in ("hydra_modal_jobs", "hydra_plugins/modal_launcher"):
+        found[Path(__file__).parents[1] / part] = REMOTE / part
     roots = set()
     own = _distribution(jobs)
     loaded = {name.partition(".")[0] for name in sys.modules}

@@ -15,10 +15,18 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.modal_launcher import _local, _plan, _prices, _source
-from hydra_plugins.modal_launcher._failure import Failure, JobFailed, Refused
-from hydra_plugins.modal_launcher._files import write
-from hydra_plugins.modal_launcher._job import (
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from hydra_modal_jobs import bundle as _source
+from hydra_modal_jobs import plan as _plan
+from hydra_modal_jobs import prices as _prices
+from hydra_modal_jobs.backends import local as _local
+from hydra_modal_jobs.errors import Failure, JobFailed, Refused
+from hydra_modal_jobs.files import write
+from hydra_modal_jobs.follow.screen import Row, results_table
+from hydra_modal_jobs.follow.watch import INTERRUPTED, Left, watch
+from hydra_modal_jobs.jobs.job import (
     CONTROL,
     DAY,
     Job,
@@ -30,13 +38,9 @@ from hydra_plugins.modal_launcher._job import (
     renewed,
     shape,
 )
-from hydra_plugins.modal_launcher._record import Record, name_of, spent
-from hydra_plugins.modal_launcher._screen import Row, results_table
-from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher._watch import INTERRUPTED, Left, watch
-from hydra_plugins.modal_launcher._worker import unpack
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from hydra_modal_jobs.manifest import Record, name_of, spent
+from hydra_modal_jobs.secrets import Secrets
+from hydra_modal_jobs.worker.run_job import unpack
 
 
 class Ended(JobReturn):
@@ -163,12 +167,12 @@ def _check(jobs: list[Job], secrets: Secrets, *, again: bool) -> None:
         secrets.refuse_in(job.payload["config"], what=f"the configuration of job {job.num}")
         secrets.refuse_in(str(job.overrides), what="an override")
         if not job.is_local:
-            from hydra_plugins.modal_launcher import _modal
+            from hydra_modal_jobs.backends import modal_app as _modal
 
             _modal.check_resources(job)
     remote = [job for job in jobs if not job.is_local]
     if remote and not jobs[0].settings.plan_only:
-        from hydra_plugins.modal_launcher import _modal
+        from hydra_modal_jobs.backends import modal_app as _modal
 
         _modal.check_account()
         if not (again or jobs[0].settings.resume):
@@ -226,7 +230,7 @@ def _begin(jobs: list[Job]) -> Record:
 
 def _start(jobs: list[Job], secrets: Secrets, record: Record) -> None:
     """Queue the jobs on Modal and note where they are, before anything else can go wrong."""
-    from hydra_plugins.modal_launcher import _modal
+    from hydra_modal_jobs.backends import modal_app as _modal
 
     def note(app: _modal.App, job: Job, call: str) -> None:
         record.put(

@@ -6,9 +6,9 @@ import getpass
 import hashlib
 import re
 
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._secrets import public
-from hydra_plugins.modal_launcher.config import ModalJobsConf
+from hydra_modal_jobs.config import ModalJobsConf
+from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.secrets import public
 
 _LONGEST = 64
 

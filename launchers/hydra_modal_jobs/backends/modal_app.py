@@ -14,15 +14,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import modal
-from hydra_plugins.modal_launcher import _source
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._job import CONTROL, DAY, Job
-from hydra_plugins.modal_launcher._names import app_name, volume_names
-from hydra_plugins.modal_launcher._plan import gpu_words
-from hydra_plugins.modal_launcher._record import name_of
-from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher.config import ImageConf, ModalJobsConf
 from modal import exception
+
+from hydra_modal_jobs import bundle as _source
+from hydra_modal_jobs.config import ImageConf, ModalJobsConf
+from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.jobs.job import CONTROL, DAY, Job
+from hydra_modal_jobs.manifest import name_of
+from hydra_modal_jobs.names import app_name, volume_names
+from hydra_modal_jobs.plan import gpu_words
+from hydra_modal_jobs.secrets import Secrets
 
 T = TypeVar("T")
 
@@ -138,7 +139,7 @@ def start(
     functions: dict[str, Any] = {}
     kinds = _kinds(jobs)
     parallel = _parallel(kinds, settings.max_parallel)
-    from hydra_plugins.modal_launcher import _container
+    from hydra_modal_jobs.worker import container as _container
 
     for kind, members in kinds.items():
         options = _options(members[0].settings, secrets)

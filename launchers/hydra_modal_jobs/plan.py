@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._files import read_json
-from hydra_plugins.modal_launcher._job import CONTROL, Job, labels, shape
-from hydra_plugins.modal_launcher._prices import Prices
-from hydra_plugins.modal_launcher._record import name_of
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+
+from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.files import read_json
+from hydra_modal_jobs.jobs.job import CONTROL, Job, labels, shape
+from hydra_modal_jobs.manifest import name_of
+from hydra_modal_jobs.prices import Prices
 
 _NEWEST = 500  # results of earlier runs that are looked at
 

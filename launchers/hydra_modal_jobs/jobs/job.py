@@ -19,14 +19,15 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from hydra.version import VersionBase, getbase
-from hydra_plugins.modal_launcher._compose import SweepLoader
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._files import read_json, write_json
-from hydra_plugins.modal_launcher.config import ModalJobsConf
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.basecontainer import BaseContainer
 from packaging.version import Version
+
+from hydra_modal_jobs.config import ModalJobsConf
+from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.files import read_json, write_json
+from hydra_modal_jobs.jobs.compose import SweepLoader
 
 LOCAL = "local"
 DAY = 86400  # seconds: the longest attempt on Modal

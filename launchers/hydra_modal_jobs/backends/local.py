@@ -13,12 +13,13 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, env_override
 from hydra.types import HydraContext
-from hydra_plugins.modal_launcher._files import append_json, json_lines, write, write_json
-from hydra_plugins.modal_launcher._job import CONTROL, Job
-from hydra_plugins.modal_launcher._secrets import Secrets
-from hydra_plugins.modal_launcher._supervisor import Supervisor, seconds_of, word_of
-from hydra_plugins.modal_launcher._worker import outcome, perform, redacted_logs
 from omegaconf import OmegaConf, open_dict, read_write
+
+from hydra_modal_jobs.files import append_json, json_lines, write, write_json
+from hydra_modal_jobs.jobs.job import CONTROL, Job
+from hydra_modal_jobs.secrets import Secrets
+from hydra_modal_jobs.worker.run_job import outcome, perform, redacted_logs
+from hydra_modal_jobs.worker.supervisor import Supervisor, seconds_of, word_of
 
 
 def in_process(

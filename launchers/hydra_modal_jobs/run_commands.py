@@ -9,14 +9,15 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
-from hydra_plugins.modal_launcher import _launch
-from hydra_plugins.modal_launcher._failure import JobFailed, Refused
-from hydra_plugins.modal_launcher._job import Job
-from hydra_plugins.modal_launcher._record import MANIFEST, Record, name_of, recorded
-from hydra_plugins.modal_launcher._watch import INTERRUPTED, fetch, watch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from hydra_modal_jobs import launch as _launch
+from hydra_modal_jobs.errors import JobFailed, Refused
+from hydra_modal_jobs.follow.watch import INTERRUPTED, fetch, watch
+from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.manifest import MANIFEST, Record, name_of, recorded
 
 USAGE = {
     "runs": "runs: what was launched from here, with its state",
@@ -136,7 +137,7 @@ def _log_lines(record: Record, entry: dict[str, Any]) -> list[str]:
     """The file that came back with the job's results; before that, what the volume has."""
     path = record.folder_of(entry) / "log.txt"
     if record.state(entry) == "launched":
-        from hydra_plugins.modal_launcher import _modal
+        from hydra_modal_jobs.backends import modal_app as _modal
 
         return _modal.read(entry, "log.txt").splitlines()
     return path.read_text(errors="replace").splitlines() if path.exists() else []
@@ -147,7 +148,7 @@ def _cancel(record: Record, words: list[str]) -> None:
     if not going:
         print("No job of this run is queued or running on Modal.")
         return
-    from hydra_plugins.modal_launcher import _modal
+    from hydra_modal_jobs.backends import modal_app as _modal
 
     for entry in going:
         _modal.cancel(entry["call"])
@@ -176,7 +177,7 @@ def _pull(record: Record, words: list[str]) -> None:
 def _refuse_running(record: Record) -> None:
     going = [entry for entry in record.jobs if record.state(entry) == "launched"]
     if going:
-        from hydra_plugins.modal_launcher import _modal
+        from hydra_modal_jobs.backends import modal_app as _modal
 
         alive = [entry for entry in going if _modal.is_pending(entry["call"])]
         if alive:
@@ -197,7 +198,7 @@ def _chosen(record: Record, words: list[str]) -> list[dict[str, Any]]:
 
 
 def _reopened(record: Record, entry: dict[str, Any]) -> Job:
-    from hydra_plugins.modal_launcher._job import reopen
+    from hydra_modal_jobs.jobs.job import reopen
 
     job = reopen(record.folder_of(entry))
     if job is None:

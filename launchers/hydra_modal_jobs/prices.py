@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hydra_plugins.modal_launcher.config import ModalJobsConf
+from hydra_modal_jobs.config import ModalJobsConf
 
 TABLE_DATE = "2026-09-24"
 # USD per second, as quoted in public repositories at that date.
@@ -72,7 +72,8 @@ def live() -> Prices:
     """
     try:
         import modal
-        from hydra_plugins.modal_launcher._modal import within
+
+        from hydra_modal_jobs.backends.modal_app import within
 
         said = within(_PATIENCE, lambda: modal.Workspace.from_context().billing.rates())
         rates = {name: float(rate) for name, rate in said.items()}

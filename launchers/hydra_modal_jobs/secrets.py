@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher.config import SecretsConf
+from hydra_modal_jobs.config import SecretsConf
+from hydra_modal_jobs.errors import Refused
 
 # Of .env, but no secrets: they become parts of names.
 PUBLIC = ("EXPERIMENTER", "EXPERIMENT_NAME")

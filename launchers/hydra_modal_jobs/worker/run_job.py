@@ -1,4 +1,4 @@
-"""Runs one job in this process: `python -m hydra_plugins.modal_launcher._worker JOB_JSON`."""
+"""Runs one job in this process: `python -m hydra_modal_jobs.worker.run_job JOB_JSON`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from hydra_plugins.modal_launcher._failure import Failure
-from hydra_plugins.modal_launcher._files import read_json, write, write_json
-from hydra_plugins.modal_launcher._job import CONTROL, load_config, load_task
-from hydra_plugins.modal_launcher._secrets import Secrets
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from hydra_modal_jobs.errors import Failure
+from hydra_modal_jobs.files import read_json, write, write_json
+from hydra_modal_jobs.jobs.job import CONTROL, load_config, load_task
+from hydra_modal_jobs.secrets import Secrets
 
 
 def perform(

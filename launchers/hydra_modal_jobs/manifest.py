@@ -10,9 +10,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.modal_launcher._failure import Refused
-from hydra_plugins.modal_launcher._files import json_lines, read_json, write_json
-from hydra_plugins.modal_launcher._job import CONTROL
+from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.files import json_lines, read_json, write_json
+from hydra_modal_jobs.jobs.job import CONTROL
 
 MANIFEST = "manifest.json"
 

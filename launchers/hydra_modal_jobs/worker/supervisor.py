@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.modal_launcher._failure import RETRIED, Failure
-from hydra_plugins.modal_launcher._files import (
+from hydra_modal_jobs.errors import RETRIED, Failure
+from hydra_modal_jobs.files import (
     append_json,
     json_lines,
     last_json_line,
@@ -25,9 +25,9 @@ from hydra_plugins.modal_launcher._files import (
     write,
     write_json,
 )
-from hydra_plugins.modal_launcher._job import CONTROL
-from hydra_plugins.modal_launcher._output import lines
-from hydra_plugins.modal_launcher._secrets import Secrets
+from hydra_modal_jobs.jobs.job import CONTROL
+from hydra_modal_jobs.secrets import Secrets
+from hydra_modal_jobs.worker.output import lines
 
 # A line of a job's output that begins so is the supervisor's word to whoever watches.
 MARK = "\x1e"
@@ -164,12 +164,12 @@ class Supervisor:
         return outcome
 
     def _command(self) -> list[str]:
-        package = "hydra_plugins.modal_launcher"
-        job = [f"{package}._worker", str(self.control / "attempt.json")]
+        package = "hydra_modal_jobs.worker"
+        job = [f"{package}.run_job", str(self.control / "attempt.json")]
         count = self.limits["processes"]
         if count > 1:
             each = ["--standalone", f"--nproc-per-node={count}", "--module"]
-            job = [f"{package}._torchrun", *each, *job]
+            job = [f"{package}.torchrun", *each, *job]
         return [sys.executable, "-u", "-m", *job]
 
     def _read_output(self) -> None:

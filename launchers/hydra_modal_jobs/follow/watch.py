@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from hydra_plugins.modal_launcher._files import json_lines, write, write_json
-from hydra_plugins.modal_launcher._job import CONTROL
-from hydra_plugins.modal_launcher._local import Pool
-from hydra_plugins.modal_launcher._record import Record, name_of
-from hydra_plugins.modal_launcher._screen import ENDED, Row, Screen
-from hydra_plugins.modal_launcher._supervisor import seconds_of
-from hydra_plugins.modal_launcher.config import ModalJobsConf
+from hydra_modal_jobs.backends.local import Pool
+from hydra_modal_jobs.config import ModalJobsConf
+from hydra_modal_jobs.files import json_lines, write, write_json
+from hydra_modal_jobs.follow.screen import ENDED, Row, Screen
+from hydra_modal_jobs.jobs.job import CONTROL
+from hydra_modal_jobs.manifest import Record, name_of
+from hydra_modal_jobs.worker.supervisor import seconds_of
 
 _LONG = 600.0  # seconds that jobs may be queued before that is said
 _CANCEL_PATIENCE = 60.0  # seconds for jobs to say their last
@@ -45,8 +45,8 @@ def watch(
     watcher = _Watcher(record, entries, rows, settings)
     if pool is not None:
         return watcher.follow([pool])
-    from hydra_plugins.modal_launcher import _modal
-    from hydra_plugins.modal_launcher._calls import Calls
+    from hydra_modal_jobs.backends import modal_app as _modal
+    from hydra_modal_jobs.follow.calls import Calls
 
     by_app: dict[str, dict[int, str]] = {}
     for num, entry in entries.items():
@@ -70,7 +70,7 @@ def watch(
 
 def fetch(record: Record, entry: dict[str, Any], *, checkpoints: bool) -> list[str]:
     """Bring a job's files from its volume into its folder here. Returns the names fetched."""
-    from hydra_plugins.modal_launcher import _modal
+    from hydra_modal_jobs.backends import modal_app as _modal
 
     return _modal.pull(
         entry["volume"],

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra_plugins.modal_launcher._plan import duration
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from hydra_modal_jobs.plan import duration
 
 _MOST_LINES = 24  # live lines; more jobs than that are counted only
 ENDED = ("done", "failed", "stopped", "cancelled")

@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 import modal
-from hydra_plugins.modal_launcher._container import AnotherAttempt
-from hydra_plugins.modal_launcher._failure import Failure
-from hydra_plugins.modal_launcher._modal import UNREACHABLE
-from hydra_plugins.modal_launcher._screen import ENDED
-from hydra_plugins.modal_launcher._supervisor import word_of
 from modal import exception
+
+from hydra_modal_jobs.backends.modal_app import UNREACHABLE
+from hydra_modal_jobs.errors import Failure
+from hydra_modal_jobs.follow.screen import ENDED
+from hydra_modal_jobs.worker.container import AnotherAttempt
+from hydra_modal_jobs.worker.supervisor import word_of
 
 _PAUSE = 0.5  # seconds between two rounds of asking for results
 _SILENCE = 10.0  # seconds without an answer after which that is said
