@@ -23,8 +23,8 @@ from torch import equal
 from benchmarks import runs
 from rl_experiments.checkpoints.local import is_whole, step_of
 from tests.conftest import SMALL
-from tests.faults import FaultProxy
-from tests.stores import KEY, SECRET, bucket_of, moto_server
+from tests.support.faults import FaultProxy
+from tests.support.stores import KEY, SECRET, bucket_of, moto_server
 
 EVERY = 2  # steps between checkpoints
 PATIENCE = 120.0  # seconds for one more checkpoint

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.control_plane import ControlPlane, Settings
+from tests.fakes.control_plane import ControlPlane, Settings
 
 MOST_SECONDS, MOST_MEGABYTES = 15, 300
 APPLICATION = """

@@ -38,8 +38,8 @@ from rl_experiments.models.tiny import (
     word_tokenizer,
 )
 from rl_experiments.rollout.episodes import Trajectory, visible
-from rl_experiments.rollout.renderer import Chats, Exchange
-from rl_experiments.training.samples import to_rows
+from rl_experiments.rollout.renderer import ChatTurn, RendererCache
+from rl_experiments.training.samples import trajectory_to_samples
 
 # Sizes of Qwen2.5. `small` is for trying the benchmarks on a CPU.
 _QWEN2_5 = ScratchConfig(
@@ -132,18 +132,18 @@ def _rows(
     tokenizer: Any, environment: Environment, episodes: Sequence[Trajectory]
 ) -> Iterator[Example]:
     """The rows of the episodes, of which the replies are learned."""
-    chats = Chats(tokenizer)
+    chats = RendererCache(tokenizer)
     for number, episode in enumerate(episodes):
-        exchanges: list[Exchange] = []
+        exchanges: list[ChatTurn] = []
         chat = chats.of(episode.system_prompt, episode.tools)
         if number % WHOLE:
             del episode.turns[SHORT:]
         for turn in episode.turns:
-            exchanges.append(Exchange(turn.observation, turn.role))
+            exchanges.append(ChatTurn(turn.observation, turn.role))
             turn.prompt_ids = chat.prompt(visible(exchanges, environment))
             turn.reply_ids = chat.reply_ids(turn.reply)
-            exchanges[-1] = Exchange(turn.observation, turn.role, turn.reply_ids)
-        for row in to_rows(episode, [0.0] * len(episode.turns)):
+            exchanges[-1] = ChatTurn(turn.observation, turn.role, turn.reply_ids)
+        for row in trajectory_to_samples(episode, [0.0] * len(episode.turns)):
             labels = [
                 token if written else IGNORED
                 for token, written in zip(row.completion_ids, row.mask, strict=True)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks import runs
 from tests.conftest import SMALL, command
-from tests.control_plane import ControlPlane, Settings
-from tests.faults import FaultProxy
-from tests.stores import KEY, SECRET, bucket_of, moto_server
+from tests.fakes.control_plane import ControlPlane, Settings
+from tests.support.faults import FaultProxy
+from tests.support.stores import KEY, SECRET, bucket_of, moto_server
 
 SHARE, AFTER = 0.2, (2.0, 14.0)  # of the attempts; seconds after their start
 FAULTS = 0.1

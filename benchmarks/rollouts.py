@@ -34,7 +34,7 @@ from rl_experiments.config.schema import CONF_DIR, register
 from rl_experiments.inference.vllm_colocated import VllmEngine, import_vllm
 from rl_experiments.models.policy import load_policy
 from rl_experiments.preflight import check
-from rl_experiments.rollout.episodes import Episode, Rollout, Task, Trajectory
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory
 
 REPEATS = 3
 GROUP = 6  # episodes that begin alike
@@ -88,11 +88,11 @@ def main() -> None:
     sys.exit(min(row["of the engine"] for row in rows) < GOAL)
 
 
-def tasks_of(episodes: int) -> list[Task]:
-    return [Task(training_seed(0, i // GROUP), i % GROUP) for i in range(episodes)]
+def tasks_of(episodes: int) -> list[EpisodeSpec]:
+    return [EpisodeSpec(training_seed(0, i // GROUP), i % GROUP) for i in range(episodes)]
 
 
-def compare(rollout: Rollout, engine: VllmEngine, episodes: int) -> dict[str, Any]:
+def compare(rollout: RolloutRunner, engine: VllmEngine, episodes: int) -> dict[str, Any]:
     """Measure each way of playing so many episodes."""
     tasks = tasks_of(episodes)
     played: list[Trajectory] = rollout.play(tasks)  # warm: graphs, caches of the machine
@@ -195,7 +195,7 @@ class Generation(VLLMGeneration):  # type: ignore[misc]
         self.generation_kwargs: dict[str, Any] = {}
 
 
-def lock_step(rollout: Rollout, generation: Generation, tasks: Sequence[Task]) -> int:
+def lock_step(rollout: RolloutRunner, generation: Generation, tasks: Sequence[EpisodeSpec]) -> int:
     """As TRL's loops do: one `generate` a turn for all episodes, which wait for the slowest."""
     playing = [Episode(rollout.environment, task) for task in tasks]
     tokens = 0

@@ -21,8 +21,8 @@ from statistics import fmean
 
 from benchmarks import runs
 from environments.game2048.rewards import INVALID_REWARD, episode_reward
-from tests.judge_server import attempts
-from tests.openai_server import Body, OpenAIServer
+from tests.fakes.judge_server import attempts
+from tests.fakes.openai_server import Body, OpenAIServer
 
 WIN = 8
 STEPS = 160

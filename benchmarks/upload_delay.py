@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import runs
-from tests.stores import KEY, SECRET, rclone_server
+from tests.support.stores import KEY, SECRET, rclone_server
 
 MOST = 0.05
 SETTINGS = [

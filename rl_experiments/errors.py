@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hydra.errors import CompactHydraException, HydraException
-from hydra_modal_jobs.errors import JobFailed, Refused
+from hydra_modal_jobs.errors import JobFailed, LaunchRefused
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -66,7 +66,7 @@ def is_storage_error(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> str:
     """One line for what Hydra and OmegaConf say in several; the setting's name comes first."""
-    if isinstance(error, UserError | JobFailed | Refused):
+    if isinstance(error, UserError | JobFailed | LaunchRefused):
         return str(error)
     causes: list[BaseException] = []
     cause: BaseException | None = error

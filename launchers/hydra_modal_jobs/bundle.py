@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job
 
 REMOTE = PurePosixPath("/root")
@@ -41,7 +41,9 @@ def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise Refused(f"hydra.launcher.image.source: {name} cannot be imported here") from None
+            raise LaunchRefused(
+                f"hydra.launcher.image.source: {name} cannot be imported here"
+            ) from None
     for part in ("hydra_modal_jobs", "hydra_plugins/modal_launcher"):
         found[Path(__file__).parents[1] / part] = REMOTE / part
     roots = set()

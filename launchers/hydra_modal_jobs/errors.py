@@ -45,7 +45,7 @@ class JobFailed(CompactHydraException):
     """A job's failure in one line, as its launch reports it."""
 
 
-class Refused(CompactHydraException):
+class LaunchRefused(CompactHydraException):
     """What is wrong before anything runs: one line that names the setting to change."""
 
 

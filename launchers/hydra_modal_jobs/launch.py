@@ -22,7 +22,7 @@ from hydra_modal_jobs import bundle as _source
 from hydra_modal_jobs import plan as _plan
 from hydra_modal_jobs import prices as _prices
 from hydra_modal_jobs.backends import local as _local
-from hydra_modal_jobs.errors import Failure, JobFailed, Refused
+from hydra_modal_jobs.errors import Failure, JobFailed, LaunchRefused
 from hydra_modal_jobs.files import write
 from hydra_modal_jobs.follow.screen import Row, results_table
 from hydra_modal_jobs.follow.watch import INTERRUPTED, Left, watch
@@ -38,7 +38,7 @@ from hydra_modal_jobs.jobs.job import (
     renewed,
     shape,
 )
-from hydra_modal_jobs.manifest import Record, name_of, spent
+from hydra_modal_jobs.manifest import RunManifest, name_of, spent
 from hydra_modal_jobs.secrets import Secrets
 from hydra_modal_jobs.worker.run_job import unpack
 
@@ -75,8 +75,8 @@ def launch(
             jobs.append(compose(context, task, master, overrides, num=first + index))
         _note_sweep(master, jobs[0].sweep_folder)
         return run(jobs, context=context)
-    except Refused as refused:
-        raise Refused(_named(str(refused), jobs)) from None
+    except LaunchRefused as refused:
+        raise LaunchRefused(_named(str(refused), jobs)) from None
     except Left as left:
         print(left, file=sys.stderr)
         sys.exit(130)
@@ -143,12 +143,12 @@ def _check(jobs: list[Job], secrets: Secrets, *, again: bool) -> None:
     for job in jobs:
         other = folders.setdefault(job.folder, job)
         if other is not job:
-            raise Refused(
+            raise LaunchRefused(
                 f"hydra.sweep.subdir: jobs {other.num} and {job.num} would both write to "
                 f"{job.folder}; let it hold ${{hydra.job.num}}"
             )
         if (job.folder / CONTROL).exists() and not (again or job.settings.resume):
-            raise Refused(
+            raise LaunchRefused(
                 f"{job.folder} holds a job already; take another hydra.sweep.dir, or go on with: "
                 f"{job.settings.command} resume {name_of(job.sweep_folder)}"
             )
@@ -156,9 +156,9 @@ def _check(jobs: list[Job], secrets: Secrets, *, again: bool) -> None:
         config = application_config(job.config)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            raise Refused(f"{missing[0]}: a value is missing; give {missing[0]}=...")
+            raise LaunchRefused(f"{missing[0]}: a value is missing; give {missing[0]}=...")
         if job.settings.on_interrupt not in ("ask", "cancel", "leave"):
-            raise Refused(
+            raise LaunchRefused(
                 f"hydra.launcher.on_interrupt={job.settings.on_interrupt}: ask, cancel or leave"
             )
         if job.settings.check:
@@ -203,14 +203,14 @@ def _complete(
     }
 
 
-def _begin(jobs: list[Job]) -> Record:
+def _begin(jobs: list[Job]) -> RunManifest:
     task = jobs[0].payload["task"]["name"]
     module = sys.modules.get(task.partition(":")[0])
     file = getattr(module, "__file__", None)
     source = _source.git_state(Path(file).parent) if file else None
     for job in jobs:
         job.payload["source"] = source
-    record = Record.begin(jobs[0].sweep_folder, task=task, source=source)
+    record = RunManifest.begin(jobs[0].sweep_folder, task=task, source=source)
     record.put(
         [
             {
@@ -228,7 +228,7 @@ def _begin(jobs: list[Job]) -> Record:
     return record
 
 
-def _start(jobs: list[Job], secrets: Secrets, record: Record) -> None:
+def _start(jobs: list[Job], secrets: Secrets, record: RunManifest) -> None:
     """Queue the jobs on Modal and note where they are, before anything else can go wrong."""
     from hydra_modal_jobs.backends import modal_app as _modal
 
@@ -250,7 +250,7 @@ def _start(jobs: list[Job], secrets: Secrets, record: Record) -> None:
     _modal.start(jobs, secrets, batch=jobs[0].num, note=note)
 
 
-def _withdraw(new: list[Job], record: Record) -> None:
+def _withdraw(new: list[Job], record: RunManifest) -> None:
     """A launch of which nothing was queued leaves nothing behind."""
     if any(entry["call"] for entry in record.jobs):
         return
@@ -262,7 +262,7 @@ def _withdraw(new: list[Job], record: Record) -> None:
 
 def _run(
     jobs: list[Job],
-    record: Record,
+    record: RunManifest,
     rows: dict[int, Row],
     secrets: Secrets,
     context: HydraContext | None,
@@ -300,7 +300,7 @@ def _run(
 
 
 def _detached(
-    jobs: list[Job], record: Record, secrets: Secrets, context: HydraContext | None
+    jobs: list[Job], record: RunManifest, secrets: Secrets, context: HydraContext | None
 ) -> list[JobReturn]:
     command, name = jobs[0].settings.command, name_of(record.folder)
     local = [job for job in jobs if job.is_local]
@@ -405,7 +405,7 @@ def with_changes(job: Job, overrides: Sequence[str]) -> Job:
         for word in overrides:
             key, _, value = word.partition("=")
             if key not in fills and not key.startswith("hydra.launcher."):
-                raise Refused(
+                raise LaunchRefused(
                     f"{key}: belongs to the configuration of then; to resume, only these can be "
                     f"changed: {', '.join(sorted(fills))}, hydra.launcher.*"
                 )

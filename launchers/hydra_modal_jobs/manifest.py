@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.files import json_lines, read_json, write_json
 from hydra_modal_jobs.jobs.job import CONTROL
 
@@ -36,14 +36,14 @@ def recorded(root: Path) -> list[Path]:
 
 
 @dataclass
-class Record:
+class RunManifest:
     """A run's manifest and the folder it lies in; folders in it are relative, so it can move."""
 
     folder: Path
     content: dict[str, Any]
 
     @classmethod
-    def begin(cls, folder: Path, *, task: str, source: dict[str, Any] | None) -> Record:
+    def begin(cls, folder: Path, *, task: str, source: dict[str, Any] | None) -> RunManifest:
         """The manifest of the folder; a further launch into it adds to what there is."""
         content = read_json(folder / MANIFEST)
         if content is None:
@@ -53,10 +53,10 @@ class Record:
         return cls(folder, content)
 
     @classmethod
-    def load(cls, folder: Path) -> Record:
+    def load(cls, folder: Path) -> RunManifest:
         content = read_json(folder / MANIFEST)
         if content is None:
-            raise Refused(f"{folder}: no run of this launcher (it has no {MANIFEST})")
+            raise LaunchRefused(f"{folder}: no run of this launcher (it has no {MANIFEST})")
         return cls(folder, content)
 
     def put(self, entries: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import re
 
 from hydra_modal_jobs.config import ModalJobsConf
-from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.secrets import public
 
 _LONGEST = 64
@@ -33,7 +33,7 @@ def volume_names(settings: ModalJobsConf) -> dict[str, str]:
     experiment = volumes.experiment_name or public("EXPERIMENT_NAME", settings.secrets)
     end = f"{experimenter(settings)}-{experiment or 'default'}"
     if volumes.cache == volumes.outputs:
-        raise Refused(
+        raise LaunchRefused(
             f"hydra.launcher.volumes.cache={volumes.cache}: the outputs are there already; choose "
             "another path"
         )

@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.files import read_json
 from hydra_modal_jobs.jobs.job import CONTROL, Job, labels, shape
 from hydra_modal_jobs.manifest import name_of
@@ -111,7 +111,7 @@ def refuse_above(estimates: Sequence[Estimate], cap: float, *, spent: float) -> 
     bounds = [each.bound for each in estimates]
     if any(bound is None for bound in bounds):
         unknown = next(e for e in estimates if e.bound is None)
-        raise Refused(
+        raise LaunchRefused(
             f"hydra.launcher.max_usd={cap:g}: the price of {gpu_words(unknown.job)} is not known, "
             "so it cannot be held to; take another gpu or no cap"
         )
@@ -119,7 +119,7 @@ def refuse_above(estimates: Sequence[Estimate], cap: float, *, spent: float) -> 
     if total > cap:
         known = all(each.expected is not None for each in estimates)
         why = "is expected to cost" if known else "may cost (with every attempt until its timeout)"
-        raise Refused(
+        raise LaunchRefused(
             f"hydra.launcher.max_usd={cap:g}: this {why} {total:.2f} USD; raise it, launch fewer "
             "jobs, or lower hydra.launcher.timeout or hydra.launcher.retries"
         )

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hydra_modal_jobs import launch as _launch
-from hydra_modal_jobs.errors import JobFailed, Refused
+from hydra_modal_jobs.errors import JobFailed, LaunchRefused
 from hydra_modal_jobs.follow.watch import INTERRUPTED, fetch, watch
 from hydra_modal_jobs.jobs.job import Job
-from hydra_modal_jobs.manifest import MANIFEST, Record, name_of, recorded
+from hydra_modal_jobs.manifest import MANIFEST, RunManifest, name_of, recorded
 
 USAGE = {
     "runs": "runs: what was launched from here, with its state",
@@ -30,7 +30,7 @@ USAGE = {
 
 def runs(words: Sequence[str], *, root: Path) -> None:
     """`runs ...`: RUN is a name under `root`, or the path of a run's folder."""
-    actions: dict[str, Callable[[Record, list[str]], None]] = {
+    actions: dict[str, Callable[[RunManifest, list[str]], None]] = {
         "attach": _attach,
         "logs": _logs,
         "cancel": _cancel,
@@ -41,10 +41,10 @@ def runs(words: Sequence[str], *, root: Path) -> None:
         return
     action, *rest = words
     if action not in actions:
-        raise Refused(f"runs {action}: no such command (choose from: {', '.join(actions)})")
+        raise LaunchRefused(f"runs {action}: no such command (choose from: {', '.join(actions)})")
     if not rest:
-        raise Refused(f"runs {action}: name the run; `runs` lists them")
-    actions[action](Record.load(_folder(rest[0], root)), rest[1:])
+        raise LaunchRefused(f"runs {action}: name the run; `runs` lists them")
+    actions[action](RunManifest.load(_folder(rest[0], root)), rest[1:])
 
 
 def resume(words: Sequence[str], *, root: Path) -> None:
@@ -53,9 +53,9 @@ def resume(words: Sequence[str], *, root: Path) -> None:
     What may be another now is where and how the jobs run, not what they do.
     """
     if not words or any("=" not in word for word in words[1:]):
-        raise Refused("resume: name one run; `runs` lists them")
+        raise LaunchRefused("resume: name one run; `runs` lists them")
     setup_globals()
-    record = Record.load(_folder(words[0], root))
+    record = RunManifest.load(_folder(words[0], root))
     jobs = [_launch.with_changes(_reopened(record, entry), words[1:]) for entry in record.jobs]
     _refuse_running(record)
     open_jobs = [job for job in jobs if (job.result or {}).get("state") != "done"]
@@ -89,7 +89,7 @@ def _list(root: Path) -> None:
         table.add_column(column, no_wrap=column == "run")
     folders = recorded(root)
     for folder in folders:
-        record = Record.load(folder)
+        record = RunManifest.load(folder)
         states = [record.state(entry) for entry in record.jobs]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         results = [record.result(entry) or {} for entry in record.jobs]
@@ -103,7 +103,7 @@ def _list(root: Path) -> None:
     Console(file=sys.stdout).print(table)
 
 
-def _attach(record: Record, words: list[str]) -> None:
+def _attach(record: RunManifest, words: list[str]) -> None:
     jobs = {entry["num"]: _reopened(record, entry) for entry in record.jobs}
     going = [entry["num"] for entry in record.jobs if record.state(entry) == "launched"]
     rows = _launch.rows_of(list(jobs.values()))
@@ -125,7 +125,7 @@ def _attach(record: Record, words: list[str]) -> None:
         raise JobFailed(f"{len(failed)} of {len(jobs)} jobs did not finish")
 
 
-def _logs(record: Record, words: list[str]) -> None:
+def _logs(record: RunManifest, words: list[str]) -> None:
     chosen = _chosen(record, words)
     for entry in chosen:
         prefix = f"[{entry['num']}] " if len(chosen) > 1 else ""
@@ -133,7 +133,7 @@ def _logs(record: Record, words: list[str]) -> None:
             print(prefix + line)
 
 
-def _log_lines(record: Record, entry: dict[str, Any]) -> list[str]:
+def _log_lines(record: RunManifest, entry: dict[str, Any]) -> list[str]:
     """The file that came back with the job's results; before that, what the volume has."""
     path = record.folder_of(entry) / "log.txt"
     if record.state(entry) == "launched":
@@ -143,7 +143,7 @@ def _log_lines(record: Record, entry: dict[str, Any]) -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
-def _cancel(record: Record, words: list[str]) -> None:
+def _cancel(record: RunManifest, words: list[str]) -> None:
     going = [e for e in _chosen(record, words) if record.state(e) == "launched"]
     if not going:
         print("No job of this run is queued or running on Modal.")
@@ -156,7 +156,7 @@ def _cancel(record: Record, words: list[str]) -> None:
     print(f"{len(going)} {'job' if len(going) == 1 else 'jobs'} ended; what they saved is kept.")
 
 
-def _settle(record: Record, entries: list[dict[str, Any]]) -> None:
+def _settle(record: RunManifest, entries: list[dict[str, Any]]) -> None:
     """Wait for the last words of cancelled jobs, and take the app away with its last job."""
     settings = _reopened(record, record.jobs[0]).settings
     rows = _launch.rows_of([_reopened(record, entry) for entry in entries])
@@ -164,7 +164,7 @@ def _settle(record: Record, entries: list[dict[str, Any]]) -> None:
     watch(record, rows, settings, keep_app=bool(others), quiet=True)
 
 
-def _pull(record: Record, words: list[str]) -> None:
+def _pull(record: RunManifest, words: list[str]) -> None:
     checkpoints = "--checkpoints" in words
     for entry in _chosen(record, [word for word in words if word != "--checkpoints"]):
         if not entry.get("call"):
@@ -174,35 +174,35 @@ def _pull(record: Record, words: list[str]) -> None:
         print(f"[{entry['num']}] {len(names)} files fetched into {record.folder_of(entry)}")
 
 
-def _refuse_running(record: Record) -> None:
+def _refuse_running(record: RunManifest) -> None:
     going = [entry for entry in record.jobs if record.state(entry) == "launched"]
     if going:
         from hydra_modal_jobs.backends import modal_app as _modal
 
         alive = [entry for entry in going if _modal.is_pending(entry["call"])]
         if alive:
-            raise Refused(
+            raise LaunchRefused(
                 f"{name_of(record.folder)}: {len(alive)} jobs are still queued or running; watch "
                 "them with runs attach, or end them with runs cancel"
             )
         _settle(record, going)
 
 
-def _chosen(record: Record, words: list[str]) -> list[dict[str, Any]]:
+def _chosen(record: RunManifest, words: list[str]) -> list[dict[str, Any]]:
     numbers = {entry["num"] for entry in record.jobs}
     for word in words:
         if not word.isdigit() or int(word) not in numbers:
             run = name_of(record.folder)
-            raise Refused(f"{word}: no such job in {run} (it has {len(numbers)})")
+            raise LaunchRefused(f"{word}: no such job in {run} (it has {len(numbers)})")
     return [entry for entry in record.jobs if not words or str(entry["num"]) in words]
 
 
-def _reopened(record: Record, entry: dict[str, Any]) -> Job:
+def _reopened(record: RunManifest, entry: dict[str, Any]) -> Job:
     from hydra_modal_jobs.jobs.job import reopen
 
     job = reopen(record.folder_of(entry))
     if job is None:
-        raise Refused(f"{record.folder_of(entry)}: its .job/job.json is missing or torn")
+        raise LaunchRefused(f"{record.folder_of(entry)}: its .job/job.json is missing or torn")
     return job
 
 
@@ -214,4 +214,4 @@ def _folder(word: str, root: Path) -> Path:
         return Path(word)
     known = [name_of(folder) for folder in recorded(root)]
     shown = f" (runs here: {', '.join(known[-5:])})" if known else ""
-    raise Refused(f"{word}: no such run, neither in {root}/ nor as a folder{shown}")
+    raise LaunchRefused(f"{word}: no such run, neither in {root}/ nor as a folder{shown}")

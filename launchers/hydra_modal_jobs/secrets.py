@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hydra_modal_jobs.config import SecretsConf
-from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.errors import LaunchRefused
 
 # Of .env, but no secrets: they become parts of names.
 PUBLIC = ("EXPERIMENTER", "EXPERIMENT_NAME")
@@ -29,7 +29,7 @@ class Secrets:
         values |= {k: os.environ[k] for k in (*conf.environment, *values) if os.environ.get(k)}
         missing = [name for name in conf.required if not values.get(name)]
         if missing and not conf.modal:
-            raise Refused(
+            raise LaunchRefused(
                 f"{missing[0]}: not set; put it into {conf.dotenv or 'the environment'}, or name a "
                 "Modal secret that has it in hydra.launcher.secrets.modal"
             )
@@ -60,7 +60,7 @@ class Secrets:
         """Refuse to send a value along with what is kept."""
         for name, value in self._values.items():
             if len(value) >= _SHORTEST and value in text:
-                raise Refused(
+                raise LaunchRefused(
                     f"{what} holds the value of {name}, which would be written down; write "
                     f"${{oc.env:{name}}} instead"
                 )

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from environments import Environment, is_evaluation_seed
-from rl_experiments.audit.play import Play, Policy, Result, by_script, play, replay
+from rl_experiments.audit.play import Policy, Result, TimedEpisode, by_script, play, replay
 from rl_experiments.audit.policies import always, common_replies, unskilled
 from rl_experiments.config.schema import Credit
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.rollout.advantages import rewards_vary
-from rl_experiments.rollout.episodes import Task, Trajectory
+from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate, shown
 
@@ -41,14 +41,16 @@ _ROUNDING = 1e-9
 _DISTINCT = 10  # first observations that tell tasks apart
 
 
-class Audit:
+class EnvironmentAudit:
     """What an environment does under all the policies; `notes` and `faults` are lines."""
 
     def __init__(self, environment: Environment, num_examples: int) -> None:
         if num_examples < _LEAST:
             raise UserError(f"num_examples={num_examples}: audit needs at least {_LEAST}")
         self.environment = environment
-        self.tasks = [Task(seed) for seed in range(num_examples)]  # the even ones are training's
+        self.tasks = [
+            EpisodeSpec(seed) for seed in range(num_examples)
+        ]  # the even ones are training's
         self.results: dict[str, Result] = {}
         self.notes: list[str] = []
         self.found: dict[str, list[str]] = {}  # where each kind of fault is
@@ -73,7 +75,7 @@ class Audit:
         ]
 
     def _play(
-        self, name: str, policy: Policy, tasks: Sequence[Task], *, turns: int
+        self, name: str, policy: Policy, tasks: Sequence[EpisodeSpec], *, turns: int
     ) -> list[Trajectory]:
         """The policy's episodes; it stops where the environment is found slow or endless."""
         result = self.results[name] = Result()
@@ -89,14 +91,14 @@ class Audit:
                 break
         return trajectories
 
-    def _check_rewards(self, played: Play, where: str) -> None:
+    def _check_rewards(self, played: TimedEpisode, where: str) -> None:
         strange = [reward for reward in played.rewards if not math.isfinite(reward)]
         great = [reward for reward in played.rewards if _MOST_REWARD < abs(reward) < math.inf]
         for what, some in (("a reward is not finite", strange), ("a reward is too great", great)):
             if some:
                 self._fault(what, f"{where}, {max(some, key=abs):g}")
 
-    def _check_end(self, played: Play, where: str) -> None:
+    def _check_end(self, played: TimedEpisode, where: str) -> None:
         trajectory = played.trajectory
         if trajectory.error:
             reply = f", to {_short(trajectory.turns[-1].reply)}" if trajectory.turns else ""
@@ -106,7 +108,7 @@ class Audit:
         if played.is_cut and len(trajectory.turns) == _MOST_TURNS:
             self._fault(f"an episode has no end in {_MOST_TURNS} turns", where)
 
-    def _check_time(self, played: Play, where: str) -> bool:
+    def _check_time(self, played: TimedEpisode, where: str) -> bool:
         """Whether a step is slow each time; the first time may load something."""
         seconds = played.seconds
         if seconds > _MOST_SECONDS:
@@ -141,7 +143,7 @@ class Audit:
         for first in self.baselines["random"][: 2 * _GROUPS : 2]:
             others = [
                 play(self.environment, policy, task, name="random", turns=_MOST_TURNS).trajectory
-                for task in [Task(first.seed, member) for member in range(1, _MEMBERS)]
+                for task in [EpisodeSpec(first.seed, member) for member in range(1, _MEMBERS)]
             ]
             groups.append([first, *others])
             if any(_task(trajectory) != _task(first) for trajectory in groups[-1]):

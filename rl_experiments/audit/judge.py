@@ -28,10 +28,10 @@ from environments import Environment
 from rl_experiments.audit.play import by_script, play
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError
-from rl_experiments.inference.api_client import BudgetSpent, Endpoint
-from rl_experiments.judge.prompt import Sheet, sheet
-from rl_experiments.judge.verdict import Outcome, Verdict, compare
-from rl_experiments.rollout.episodes import Task, Trajectory
+from rl_experiments.inference.api_client import ApiClient, BudgetSpent
+from rl_experiments.judge.prompt import GroupPrompt, sheet
+from rl_experiments.judge.verdict import GroupScores, Outcome, compare
+from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate, shown
 from rl_experiments.stats.rank_correlation import agreement, spearman
@@ -51,8 +51,8 @@ class Case:
     names: list[str]  # of the players
     rewards: list[float]
     weakest: int
-    questions: dict[str, Sheet]
-    verdicts: dict[str, Verdict | None] = field(default_factory=dict)
+    questions: dict[str, GroupPrompt]
+    verdicts: dict[str, GroupScores | None] = field(default_factory=dict)
 
     def scores(self, question: str) -> Sequence[float] | None:
         verdict = self.verdicts.get(question)
@@ -69,7 +69,7 @@ def audit_judge(config: Config, environment: Environment, progress: Progress) ->
     cases = [case for case in cases if len(case.questions["forward"].members) > 1]
     if not cases:
         raise UserError("num_examples: in no group do the attempts differ; give more groups")
-    endpoint = Endpoint(config.judge, model=config.judge.model, setting="judge")
+    endpoint = ApiClient(config.judge, model=config.judge.model, setting="judge")
     say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
     say(_at_most(config, cases))
     with progress.phase("judge", total=len(cases) * (len(_ORDERS) + 1)) as advance:
@@ -102,7 +102,7 @@ def _case(config: Config, environment: Environment, seed: int) -> Case:
         play(
             environment,
             partial(by_script, baselines[name]),
-            Task(seed, member),
+            EpisodeSpec(seed, member),
             name=name,
             turns=_MOST_TURNS,
         ).trajectory
@@ -117,7 +117,7 @@ def _case(config: Config, environment: Environment, seed: int) -> Case:
     pleading = deepcopy(group)
     pleading[weakest].turns[-1].reply += _PLEA
 
-    def ask(about: Sequence[Trajectory], order: str, *, reverse: bool = False) -> Sheet:
+    def ask(about: Sequence[Trajectory], order: str, *, reverse: bool = False) -> GroupPrompt:
         return sheet(
             about,
             rubric=config.reward.ruler.rubric or environment.rubric,
@@ -136,7 +136,7 @@ def _case(config: Config, environment: Environment, seed: int) -> Case:
 
 
 async def _ask(
-    config: Config, endpoint: Endpoint, cases: Sequence[Case], advance: Callable[[], None]
+    config: Config, endpoint: ApiClient, cases: Sequence[Case], advance: Callable[[], None]
 ) -> None:
     places = asyncio.Semaphore(config.judge.concurrency)
 
@@ -233,7 +233,7 @@ def _at_most(config: Config, cases: Sequence[Case]) -> str:
     return f"{words}, and as many again for answers that cannot be used; judge.max_* limits it"
 
 
-def _costs(config: Config, verdicts: Sequence[Verdict]) -> str:
+def _costs(config: Config, verdicts: Sequence[GroupScores]) -> str:
     answers = [answer for verdict in verdicts for answer in verdict.answers]
     scale = 1000 / len(verdicts)
     prompts = scale * sum(answer.prompt_tokens for answer in answers)

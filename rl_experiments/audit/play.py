@@ -11,14 +11,14 @@ from random import Random
 from typing import NamedTuple
 
 from environments import End, Environment, ScriptedPolicy
-from rl_experiments.rollout.episodes import Episode, Task, Trajectory
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate
 
 Policy = Callable[[Episode, Random], str]
 
 
-class Play(NamedTuple):
+class TimedEpisode(NamedTuple):
     trajectory: Trajectory
     seconds: float  # of the CPU, for the slowest step
     is_cut: bool
@@ -50,7 +50,7 @@ class Result:
     def worth(self) -> float:
         return self.mean.value if self.mean else -math.inf
 
-    def add(self, play: Play) -> None:
+    def add(self, play: TimedEpisode) -> None:
         trajectory = play.trajectory
         self.rewards.append(trajectory.reward if all(map(math.isfinite, play.rewards)) else None)
         self.ends[str(trajectory.end)] += 1
@@ -59,7 +59,9 @@ class Result:
         self.num_turns = max(self.num_turns, len(trajectory.turns))
 
 
-def play(environment: Environment, policy: Policy, task: Task, *, name: str, turns: int) -> Play:
+def play(
+    environment: Environment, policy: Policy, task: EpisodeSpec, *, name: str, turns: int
+) -> TimedEpisode:
     episode = Episode(environment, task)
     rng = Random(f"{name}/{task.seed}/{task.member}")
     seconds = 0.0
@@ -78,13 +80,13 @@ def play(environment: Environment, policy: Policy, task: Task, *, name: str, tur
     is_cut = not episode.over
     if is_cut:
         episode.truncate()
-    return Play(episode.trajectory, seconds, is_cut)
+    return TimedEpisode(episode.trajectory, seconds, is_cut)
 
 
-def replay(environment: Environment, trajectory: Trajectory) -> Play:
+def replay(environment: Environment, trajectory: Trajectory) -> TimedEpisode:
     """The same replies to a task again."""
     turns = trajectory.turns
-    task = Task(trajectory.seed, trajectory.member)
+    task = EpisodeSpec(trajectory.seed, trajectory.member)
 
     def policy(episode: Episode, _: Random) -> str:
         return turns[len(episode.trajectory.turns) - 1].reply

@@ -11,8 +11,8 @@ from pathlib import Path
 from rl_experiments import distributed as ranks
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.lease import Lease
-from rl_experiments.checkpoints.local import Keep, Metrics, is_whole, step_of
-from rl_experiments.checkpoints.store import Store, newest
+from rl_experiments.checkpoints.local import Metrics, RetentionPolicy, is_whole, step_of
+from rl_experiments.checkpoints.store import CheckpointStore, newest
 from rl_experiments.checkpoints.uploader import Uploader, push_run
 from rl_experiments.config.schema import CheckpointConfig, Config
 from rl_experiments.errors import UserError
@@ -24,7 +24,7 @@ _CUT_SHORT = 10.0  # seconds for uploads where a run ends before its time
 _HASHES = "hashes.json"  # in a run's folder: of the checkpoints that it made itself
 
 
-class Saving:
+class Checkpointer:
     """The checkpoints of one job's folder."""
 
     def __init__(self, job: Path, settings: CheckpointConfig, say: Say) -> None:
@@ -33,7 +33,7 @@ class Saving:
         self.settings = settings
         self.keep = keep_rules(settings)
         self._say = say
-        self._store: Store | None = None
+        self._store: CheckpointStore | None = None
         self._lease: Lease | None = None
         self._uploader: Uploader | None = None
 
@@ -104,9 +104,9 @@ class Saving:
 
 
 @contextmanager
-def saving(job: Path, config: Config, say: Say) -> Iterator[Saving]:
+def saving(job: Path, config: Config, say: Say) -> Iterator[Checkpointer]:
     """The checkpoints of the job that runs here; a second writer is refused."""
-    found = Saving(job, config.checkpoint, say)
+    found = Checkpointer(job, config.checkpoint, say)
     if not ranks.is_first():
         yield found
         return
@@ -137,13 +137,13 @@ def alone(job: Path) -> Iterator[None]:
         yield
 
 
-def keep_rules(settings: CheckpointConfig) -> Keep:
-    return Keep(settings.keep_latest, settings.keep_every, settings.keep_best)
+def keep_rules(settings: CheckpointConfig) -> RetentionPolicy:
+    return RetentionPolicy(settings.keep_latest, settings.keep_every, settings.keep_best)
 
 
-def open_store(job: Path, settings: CheckpointConfig) -> Store:
+def open_store(job: Path, settings: CheckpointConfig) -> CheckpointStore:
     """Where the job's checkpoints have copies."""
-    return Store.open(
+    return CheckpointStore.open(
         settings.store or "",
         project=settings.project,
         name=f"{job.parent.name}-{job.name}",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_experiments.errors import UserError
-from rl_experiments.storage.objects import Objects, code
+from rl_experiments.storage.objects import ObjectStore, code
 
 LEASE = "lease.json"
 _LAST_WORD = 3.0  # seconds to give it back in at the end, when it would expire anyway
@@ -64,7 +64,7 @@ class Lease:
 
     def __init__(
         self,
-        objects: Objects,
+        objects: ObjectStore,
         *,
         say: Callable[[str], None],
         owner: str | None = None,
@@ -73,7 +73,7 @@ class Lease:
     ) -> None:
         """`owner` is the same for all attempts of one job: the next takes over from the last."""
         # Its own: uploads that are given up must not end its calls, nor outlast it.
-        self.objects = Objects(objects.fs, objects.root, label=objects.label)
+        self.objects = ObjectStore(objects.fs, objects.root, label=objects.label)
         self.objects.patience = seconds / 3
         self.seconds = seconds
         self.settle = settle

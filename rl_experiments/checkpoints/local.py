@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 Metrics = Mapping[str, float]
 
 
-class Torn(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint that is not what its manifest says."""
 
 
@@ -33,17 +33,17 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str | bytes) -> Manifest:
-        """Raises `Torn` for anything else than a manifest; it may come from a stranger."""
+        """Raises `CorruptCheckpoint` for anything that is not a manifest; it may be a stranger's."""
         try:
             read = json.loads(text)
             files = {str(k): (int(size), str(sha)) for k, (size, sha) in read["files"].items()}
             metrics = {str(k): float(v) for k, v in read.get("metrics", {}).items()}
             found = cls(int(read["step"]), files, metrics, list(read.get("left_out", [])))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise Torn("its manifest cannot be read") from None
+            raise CorruptCheckpoint("its manifest cannot be read") from None
         for name in files:
             if {"", ".", ".."} & set(name.split("/")) or re.search(r"[\\\0]", name):
-                raise Torn("its manifest names a file outside of it")
+                raise CorruptCheckpoint("its manifest names a file outside of it")
         return found
 
     @classmethod
@@ -60,7 +60,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
     """Which checkpoints stay: all that any of the rules names."""
 
     latest: int = 2
@@ -90,12 +90,14 @@ def seal(folder: str | Path, *, step: int, metrics: Metrics | None = None) -> Pa
     return checkpoint
 
 
-def prune(folder: str | Path, keep: Keep, *, newest: int, held: Collection[int] = ()) -> None:
+def prune(
+    folder: str | Path, keep: RetentionPolicy, *, newest: int, held: Collection[int] = ()
+) -> None:
     """Delete what the rules drop of the steps up to `newest`, which is whole, but for the held."""
     found = {step_of(path): path for path in _checkpoints(folder) if step_of(path) <= newest}
     metrics = {}
     for step, path in found.items():
-        with suppress(OSError, Torn):
+        with suppress(OSError, CorruptCheckpoint):
             metrics[step] = Manifest.of(path).metrics
     for step in found.keys() - keep.of(metrics, metrics) - set(held):
         shutil.rmtree(found[step])
@@ -127,7 +129,7 @@ def is_whole(checkpoint: Path) -> bool:
             (checkpoint / name).stat().st_size == size and digest(checkpoint / name) == sha
             for name, (size, sha) in files.items()
         )
-    except (OSError, Torn):
+    except (OSError, CorruptCheckpoint):
         return False
 
 

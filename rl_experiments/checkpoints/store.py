@@ -16,10 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl_experiments.checkpoints import local as checkpoint
-from rl_experiments.checkpoints.local import MANIFEST, Keep, Manifest, Metrics, Torn
+from rl_experiments.checkpoints.local import (
+    MANIFEST,
+    CorruptCheckpoint,
+    Manifest,
+    Metrics,
+    RetentionPolicy,
+)
 from rl_experiments.errors import UserError
 from rl_experiments.storage.files import digest, write_atomically
-from rl_experiments.storage.objects import Info, Objects, Sameness
+from rl_experiments.storage.objects import ObjectInfo, ObjectStore, Sameness
 
 # What can be read without running code that it holds; all else torch may unpickle.
 _HARMLESS = {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ".model"}
@@ -36,10 +42,10 @@ class Fetched:
     left_out: list[str]  # files that torch would unpickle and no one vouched for
 
 
-class Store:
+class CheckpointStore:
     """The checkpoints of one run."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: ObjectStore) -> None:
         self.objects = objects
         self._manifests: dict[int, Manifest] = {}  # as read or written here
 
@@ -53,13 +59,13 @@ class Store:
         setting: str,
         writes: bool = True,
         patience: float = 15.0,
-    ) -> Store:
+    ) -> CheckpointStore:
         """Raises a `UserError` for whatever would fail later; `setting` is what names the url."""
         for key, value in (("checkpoint.project", project), ("name", name)):
             if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", value, re.ASCII):
                 raise UserError(f"{key}={value!r}: only letters, digits and . _ - = + may be in it")
         below = f"{project}/models/{name}"
-        objects = Objects.open(url, below, writes=writes, setting=setting, patience=patience)
+        objects = ObjectStore.open(url, below, writes=writes, setting=setting, patience=patience)
         return cls(objects)
 
     def steps(self) -> list[int]:
@@ -98,7 +104,7 @@ class Store:
         """
         manifest = self.manifest(step)
         if known.get(step) and manifest.fingerprint not in known[step]:
-            raise Torn("its manifest is not the one that this run wrote")
+            raise CorruptCheckpoint("its manifest is not the one that this run wrote")
         with self.objects.told():
             there = self.objects.list(_folder(step))
         _compare(manifest, there)
@@ -122,7 +128,7 @@ class Store:
             shutil.rmtree(building, ignore_errors=True)
         return Fetched(target, step, left_out)
 
-    def prune(self, keep: Keep, *, newest: int) -> list[int]:
+    def prune(self, keep: RetentionPolicy, *, newest: int) -> list[int]:
         """Delete what the rules drop of the steps up to `newest`, which has been pushed whole.
 
         Later ones are no business of the rules: a run that went back will write them again.
@@ -144,26 +150,26 @@ class Store:
         return dropped
 
     def manifest(self, step: int) -> Manifest:
-        """Raises `Torn`, and `UserError`."""
+        """Raises `CorruptCheckpoint`, and `UserError`."""
         try:
             with self.objects.told():
                 text = self.objects.read(f"{_folder(step)}/{MANIFEST}")
         except UserError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise Torn("it has no manifest") from None
+                raise CorruptCheckpoint("it has no manifest") from None
             raise
         found = Manifest.parse(text)
         if found.step != step:
-            raise Torn(f"its manifest is that of step {found.step}")
+            raise CorruptCheckpoint(f"its manifest is that of step {found.step}")
         return found
 
     def _has(self, local: Manifest) -> bool:
         try:
             return self.manifest(local.step).fingerprint == local.fingerprint
-        except Torn:
+        except CorruptCheckpoint:
             return False
 
-    def _put(self, path: Path, key: str, there: Mapping[str, Info], same: Sameness) -> None:
+    def _put(self, path: Path, key: str, there: Mapping[str, ObjectInfo], same: Sameness) -> None:
         """Steps share files, such as the tokenizer: what the store has it copies itself."""
         if self.objects.is_remote and path.stat().st_size >= _SMALL:
             for other, info in there.items():
@@ -181,24 +187,24 @@ class Store:
                     self.objects.get(key, path, size=size)
             except UserError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
-                    raise Torn(f"{key} is missing") from None
+                    raise CorruptCheckpoint(f"{key} is missing") from None
                 raise
             if path.stat().st_size == size and digest(path) == sha:
                 return
-        raise Torn(f"{key} is not what was written")
+        raise CorruptCheckpoint(f"{key} is not what was written")
 
     def _metrics(self, steps: Iterable[int]) -> dict[int, Metrics]:
         for step in steps:
             if step not in self._manifests:
                 try:
                     self._manifests[step] = self.manifest(step)
-                except Torn:
+                except CorruptCheckpoint:
                     continue
         return {step: found.metrics for step, found in self._manifests.items()}
 
 
 def newest(
-    store: Store | None,
+    store: CheckpointStore | None,
     folder: Path,
     *,
     hashes: Path,
@@ -225,7 +231,7 @@ def newest(
         if store and step in remote:
             try:
                 return store.fetch(step, folder, known=known, trusted=trusted)
-            except Torn as torn:
+            except CorruptCheckpoint as torn:
                 say(f"Step {step} in {store.objects.label}: {torn}: passed over")
     return None
 
@@ -242,8 +248,8 @@ def fetched(url: str, cache: Path) -> Path:
     above, _, last = url.rstrip("/").rpartition("/")
     is_step = re.fullmatch(r"\d{6,}", last) is not None
     root = above if is_step else url
-    objects = Objects.open(root, "", writes=False, setting="checkpoint", patience=15.0)
-    store = Store(objects)
+    objects = ObjectStore.open(root, "", writes=False, setting="checkpoint", patience=15.0)
+    store = CheckpointStore(objects)
     told = f"{root} {os.environ.get('AWS_ENDPOINT_URL', '')}"
     into = cache / "checkpoints" / hashlib.sha256(told.encode()).hexdigest()[:16]
     with objects.told():
@@ -256,7 +262,7 @@ def fetched(url: str, cache: Path) -> Path:
                 return here
             copy = store.fetch(step, into, known={})
             return copy.folder
-        except Torn as torn:
+        except CorruptCheckpoint as torn:
             reason = f"step {step}: {torn}"
     raise UserError(f"checkpoint={url}: {reason}")
 
@@ -286,10 +292,10 @@ def _steps(there: Iterable[str]) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _compare(manifest: Manifest, there: Mapping[str, Info]) -> None:
+def _compare(manifest: Manifest, there: Mapping[str, ObjectInfo]) -> None:
     for name, (size, _) in manifest.files.items():
         key = f"{_folder(manifest.step)}/{name}"
         if key not in there:
-            raise Torn(f"{key} is missing")
+            raise CorruptCheckpoint(f"{key} is missing")
         if there[key]["size"] != size:
-            raise Torn(f"{key} has {there[key]['size']} of {size} bytes")
+            raise CorruptCheckpoint(f"{key} has {there[key]['size']} of {size} bytes")

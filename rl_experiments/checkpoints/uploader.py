@@ -9,8 +9,14 @@ from pathlib import Path
 
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.lease import LeaseLost
-from rl_experiments.checkpoints.local import MANIFEST, Keep, Manifest, Metrics, Torn
-from rl_experiments.checkpoints.store import Store, remember
+from rl_experiments.checkpoints.local import (
+    MANIFEST,
+    CorruptCheckpoint,
+    Manifest,
+    Metrics,
+    RetentionPolicy,
+)
+from rl_experiments.checkpoints.store import CheckpointStore, remember
 from rl_experiments.errors import UserError
 from rl_experiments.storage.objects import backoff, reason
 
@@ -27,9 +33,9 @@ class Uploader:
 
     def __init__(
         self,
-        store: Store,
+        store: CheckpointStore,
         *,
-        keep: Keep,
+        keep: RetentionPolicy,
         hashes: Path,
         say: Say,
         guard: Callable[[], None] = lambda: None,
@@ -134,7 +140,7 @@ class Uploader:
 
 
 def push_run(
-    store: Store,
+    store: CheckpointStore,
     checkpoints: Path,
     *,
     say: Say,
@@ -150,7 +156,7 @@ def push_run(
         with store.objects.told():
             try:
                 store.push(folder, guard=guard)
-            except Torn as torn:
+            except CorruptCheckpoint as torn:
                 raise UserError(f"{store.objects.label}: {torn} after it was sent") from torn
         pushed.append(step)
     return pushed

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from environments import End
-from rl_experiments.audit.environment import Audit
+from rl_experiments.audit.environment import EnvironmentAudit
 from rl_experiments.audit.judge import audit_judge
 from rl_experiments.errors import UserError
 from rl_experiments.preflight import composed
@@ -32,7 +32,7 @@ def audit(overrides: list[str]) -> None:
     if is_of_judge:
         return audit_judge(config, experiment.environment, progress)
     with progress.status("playing without a model"):
-        found = Audit(experiment.environment, config.num_examples)
+        found = EnvironmentAudit(experiment.environment, config.num_examples)
     settings = {key: value for key, value in config.env.items() if key != "_target_"}
     progress.print(" ".join(f"{key}={value}" for key, value in settings.items()))
     progress.print(_table(found))
@@ -44,7 +44,7 @@ def audit(overrides: list[str]) -> None:
         raise UserError(f"env={config.env.get('name')}: {count} fault{'s' * (count > 1)} found")
 
 
-def _table(found: Audit) -> Table:
+def _table(found: EnvironmentAudit) -> Table:
     title = f"seeds 0 to {len(found.tasks) - 1}, without a model; 95 % intervals"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("policy", no_wrap=True)

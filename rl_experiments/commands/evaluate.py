@@ -10,10 +10,10 @@ from rl_experiments import distributed as ranks
 from rl_experiments.commands.job import task
 from rl_experiments.config.experiment import evaluation_temperature
 from rl_experiments.errors import UserError
-from rl_experiments.evaluation.policies import Contestant, contestants
+from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
 from rl_experiments.evaluation.results import Result
 from rl_experiments.evaluation.runner import Evaluation
-from rl_experiments.inference.api_client import Endpoint, Meter
+from rl_experiments.inference.api_client import ApiClient, Spend
 from rl_experiments.preflight import check
 from rl_experiments.run.folder import Run, resume_command
 from rl_experiments.terminal import interrupts
@@ -28,7 +28,7 @@ def evaluate(cfg: DictConfig) -> float:
     """
     experiment = check(cfg)
     config, environment = experiment.config, experiment.environment
-    asked = contestants(config, environment)
+    asked = resolve_policies(config, environment)
     run = Run.open(cfg)
     ranks.join()
     samples = config.evaluation.samples
@@ -62,7 +62,9 @@ def evaluate(cfg: DictConfig) -> float:
     return found.win_rate.value
 
 
-def _play(contestant: Contestant, run: Run, evaluation: Evaluation, progress: Progress) -> Result:
+def _play(
+    contestant: EvaluatedPolicy, run: Run, evaluation: Evaluation, progress: Progress
+) -> Result:
     if contestant.is_scripted:
         return evaluation.scripted(contestant.name)
     if contestant.is_remote:
@@ -89,10 +91,12 @@ def _play(contestant: Contestant, run: Run, evaluation: Evaluation, progress: Pr
     return result
 
 
-def _play_endpoint(contestant: Contestant, evaluation: Evaluation, progress: Progress) -> Result:
+def _play_endpoint(
+    contestant: EvaluatedPolicy, evaluation: Evaluation, progress: Progress
+) -> Result:
     config = contestant.config
     model = config.model
-    endpoint = Endpoint(
+    endpoint = ApiClient(
         model, model=model.name, setting="model", journal=evaluation.replies(contestant.name)
     )
     try:
@@ -107,7 +111,7 @@ def _play_endpoint(contestant: Contestant, evaluation: Evaluation, progress: Pro
         progress.print(f"{model.name}: {_told(endpoint.meter)}")
 
 
-def _told(meter: Meter) -> str:
+def _told(meter: Spend) -> str:
     words = [f"{meter.requests} requests"]
     words += [f"{meter.retries} of them again"] if meter.retries else []
     words += [f"{meter.reused} answers known from before"] if meter.reused else []

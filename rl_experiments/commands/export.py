@@ -14,13 +14,13 @@ from typing import Any
 from hydra_modal_jobs.secrets import Secrets
 from omegaconf import OmegaConf
 
-from rl_experiments.checkpoints.local import Manifest, Torn, find
+from rl_experiments.checkpoints.local import CorruptCheckpoint, Manifest, find
 from rl_experiments.checkpoints.store import fetched, is_remote
 from rl_experiments.config.paths import RUNS
 from rl_experiments.config.schema import CONFIG_FILE
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.export.card import HUB_NAME, card
-from rl_experiments.storage.objects import Objects
+from rl_experiments.storage.objects import ObjectStore
 
 _PLACES = "FOLDER, s3://bucket/prefix or hub:OWNER/NAME"
 _STALE = ["*.safetensors", "*.bin", "*.index.json", "adapter_*"]  # of another model on the hub
@@ -36,7 +36,7 @@ def export(words: Sequence[str]) -> None:
     source = _find(named)
     try:
         step, cfg = Manifest.of(source).step, OmegaConf.load(source / "run" / CONFIG_FILE)
-    except (OSError, Torn):
+    except (OSError, CorruptCheckpoint):
         raise UserError(f"{named}: no whole checkpoint of a run; take another") from None
     with _told(to), tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as building:
         folder = Path(building) / "model"  # the one around it is for its owner alone
@@ -85,7 +85,7 @@ def _place(to: str) -> tuple[Send, Path | None]:
 
 
 def _on_s3(to: str) -> Send:
-    objects = Objects.open(to, "", writes=True, setting="--to", patience=15.0)
+    objects = ObjectStore.open(to, "", writes=True, setting="--to", patience=15.0)
     with objects.told():
         if objects.list():
             raise UserError(f"--to={to}: there is something already; give an empty place")

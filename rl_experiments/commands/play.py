@@ -14,7 +14,7 @@ from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import is_endpoint
 from rl_experiments.preflight import composed
-from rl_experiments.rollout.episodes import Episode, Task
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec
 
 _PAUSE = 0.5  # seconds between the moves of a watched policy, in a terminal
 
@@ -40,7 +40,7 @@ def play(overrides: list[str]) -> None:
 def _episode(
     environment: Environment, index: int, take_turn: Callable[[Episode], None], console: Console
 ) -> None:
-    episode = Episode(environment, Task(evaluation_seed(index)))
+    episode = Episode(environment, EpisodeSpec(evaluation_seed(index)))
     console.rule(f"evaluation episode {index}")
     for text in (episode.trajectory.system_prompt, *(episode.trajectory.tools or ())):
         console.print(text, style="dim", highlight=False, markup=False)

@@ -25,7 +25,7 @@ from rl_experiments.judge import rewarder as judge
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.preflight import check
 from rl_experiments.run.folder import Run, resume_command
-from rl_experiments.run.recorder import LiveRun, live
+from rl_experiments.run.recorder import RunRecorder, live
 from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.progress import Progress
 from rl_experiments.tracking import loggers
@@ -75,7 +75,7 @@ def train(cfg: DictConfig) -> float:
     return evaluation.results["after"].win_rate.value
 
 
-def _train_and_judge(experiment: Experiment, run: LiveRun, progress: Progress) -> Evaluation:
+def _train_and_judge(experiment: Experiment, run: RunRecorder, progress: Progress) -> Evaluation:
     rubric = experiment.environment.rubric
     say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
     with judge.opened(experiment.config, rubric=rubric, folder=run.folder, say=say) as found:
@@ -83,7 +83,7 @@ def _train_and_judge(experiment: Experiment, run: LiveRun, progress: Progress) -
 
 
 def _train(
-    experiment: Experiment, run: LiveRun, progress: Progress, judge: Judge | None
+    experiment: Experiment, run: RunRecorder, progress: Progress, judge: Judge | None
 ) -> Evaluation:
     config, environment = experiment.config, experiment.environment
     with progress.status("loading PyTorch and TRL"):
@@ -144,7 +144,7 @@ def _train(
     return evaluation
 
 
-def _function(target: str | None) -> Callable[[DictConfig, LiveRun], float] | None:
+def _function(target: str | None) -> Callable[[DictConfig, RunRecorder], float] | None:
     """What `trainer.target=package.module:function` names."""
     if target is None:
         return None
@@ -157,7 +157,7 @@ def _function(target: str | None) -> Callable[[DictConfig, LiveRun], float] | No
             f"trainer.target={target} cannot be imported: {reason}; give package.module:function"
         ) from None
 
-    def run_it(cfg: DictConfig, run: LiveRun) -> float:
+    def run_it(cfg: DictConfig, run: RunRecorder) -> float:
         metric = found(cfg, run)
         if not isinstance(metric, SupportsFloat):
             raise UserError(f"trainer.target={target}: returned {metric!r}; return the metric")

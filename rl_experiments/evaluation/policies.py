@@ -20,7 +20,7 @@ OWN = "model"  # in `policies`: the model or the checkpoint of the configuration
 
 
 @dataclass(frozen=True)
-class Contestant:
+class EvaluatedPolicy:
     """`config` is that of the job with the contestant's own model."""
 
     name: str
@@ -36,9 +36,9 @@ def is_endpoint(config: Config) -> bool:
     return config.model.base_url is not None and config.checkpoint.path is None
 
 
-def contestants(
+def resolve_policies(
     config: Config, environment: Environment, *, elsewhere: bool = False
-) -> list[Contestant]:
+) -> list[EvaluatedPolicy]:
     """Those of the `policies` setting; else the scripted `policy`, or the model.
 
     Raises a `UserError` for one that cannot play. A job that runs `elsewhere` has folders that
@@ -61,12 +61,12 @@ def contestants(
 
 def _contestant(
     word: str, config: Config, environment: Environment, *, elsewhere: bool
-) -> Contestant:
+) -> EvaluatedPolicy:
     if word in environment.baselines:
-        return Contestant(word, config, is_scripted=True)
+        return EvaluatedPolicy(word, config, is_scripted=True)
     if word == OWN:
         path = config.checkpoint.path
-        return Contestant(Path(path).name if path else config.model.name, config)
+        return EvaluatedPolicy(Path(path).name if path else config.model.name, config)
     own = deepcopy(config)
     if is_remote(word) or (elsewhere and word.startswith("/")):
         own.checkpoint.path = word
@@ -84,7 +84,7 @@ def _contestant(
             f"policies: {word} is no scripted policy of env={config.env.get('name')}, no "
             f"model in conf/model and no checkpoint{did_you_mean(word, known)}"
         )
-    return Contestant(word, own)
+    return EvaluatedPolicy(word, own)
 
 
 def _models() -> Iterator[tuple[str, Path]]:

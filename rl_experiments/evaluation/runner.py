@@ -16,9 +16,9 @@ from environments import Environment, evaluation_seed
 from rl_experiments import distributed as ranks
 from rl_experiments.evaluation import results
 from rl_experiments.evaluation.results import Result
-from rl_experiments.inference.api_client import Endpoint
+from rl_experiments.inference.api_client import ApiClient
 from rl_experiments.rollout.api_episodes import play as play_conversations
-from rl_experiments.rollout.episodes import Rollout, Task, Trajectory, play_scripted
+from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner, Trajectory, play_scripted
 from rl_experiments.storage.files import (
     append_json_lines,
     keep_json_lines,
@@ -27,7 +27,7 @@ from rl_experiments.storage.files import (
 )
 from rl_experiments.terminal.progress import Progress
 
-Keep = Callable[[Trajectory], None]
+RecordWriter = Callable[[Trajectory], None]
 _TRAINED = ("after", "before")
 _SECONDS = "seconds.jsonl"
 
@@ -50,7 +50,7 @@ class Evaluation:
         self.folder = folder
         self.environment = environment
         self.seeds = [evaluation_seed(index) for index in range(first, first + num_examples)]
-        self.tasks = [Task(seed, member) for seed in self.seeds for member in range(samples)]
+        self.tasks = [EpisodeSpec(seed, member) for seed in self.seeds for member in range(samples)]
         self.results: dict[str, Result] = {}
         self.compared: list[str] = []  # the policies of which each is compared with the first
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,18 +59,24 @@ class Evaluation:
         """Evaluate one of the environment's scripted policies."""
         policy = self.environment.baselines[name]
 
-        def play(tasks: Sequence[Task], keep: Keep) -> None:
+        def play(tasks: Sequence[EpisodeSpec], keep: RecordWriter) -> None:
             for trajectory in play_scripted(self.environment, policy, tasks, name=name):
                 keep(trajectory)
 
         return self._evaluate(name, "", play)
 
     def policy(
-        self, name: str, rollout: Rollout, *, version: str, batch_size: int, progress: Progress
+        self,
+        name: str,
+        rollout: RolloutRunner,
+        *,
+        version: str,
+        batch_size: int,
+        progress: Progress,
     ) -> Result:
         """Evaluate a model. `version` tells its weights: episodes of others are not counted."""
 
-        def play(tasks: Sequence[Task], keep: Keep) -> None:
+        def play(tasks: Sequence[EpisodeSpec], keep: RecordWriter) -> None:
             rollout.play(tasks, batch_size=batch_size, on_end=keep)
 
         return self._evaluate(name, version, play, progress)
@@ -78,7 +84,7 @@ class Evaluation:
     def endpoint(
         self,
         name: str,
-        endpoint: Endpoint,
+        endpoint: ApiClient,
         *,
         max_tokens: int,
         temperature: float,
@@ -86,7 +92,7 @@ class Evaluation:
     ) -> Result:
         """Evaluate a model behind an endpoint."""
 
-        def play(tasks: Sequence[Task], keep: Keep) -> None:
+        def play(tasks: Sequence[EpisodeSpec], keep: RecordWriter) -> None:
             play_conversations(
                 self.environment,
                 endpoint,
@@ -155,7 +161,7 @@ class Evaluation:
         self,
         name: str,
         version: str,
-        play: Callable[[Sequence[Task], Keep], None],
+        play: Callable[[Sequence[EpisodeSpec], RecordWriter], None],
         progress: Progress | None = None,
     ) -> Result:
         """Play the seeds that the file does not hold yet, and sum up.
@@ -205,8 +211,8 @@ def _file_name(policy: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", policy)
 
 
-def _task(record: Mapping[str, Any]) -> Task:
-    return Task(record["seed"], record.get("member", 0))
+def _task(record: Mapping[str, Any]) -> EpisodeSpec:
+    return EpisodeSpec(record["seed"], record.get("member", 0))
 
 
 def _record(trajectory: Trajectory) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ToolCall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ApiReply:
     """What the model said, and what it took. `usd` is None where no price is known."""
 
     content: str
@@ -57,7 +57,7 @@ class Answer:
 
 
 @dataclass
-class Meter:
+class Spend:
     """What was asked for so far. Tries whose answer was lost count as what they may have cost."""
 
     requests: int = 0  # tries
@@ -68,7 +68,7 @@ class Meter:
     usd: float = 0.0
 
 
-class Endpoint:
+class ApiClient:
     """Asks one model; for use in one event loop.
 
     `setting` is the group that configures it, as messages name it. With a `journal`, a file of its
@@ -81,9 +81,9 @@ class Endpoint:
         self.config = config
         self.model = model
         self.setting = setting
-        self.meter = Meter()
+        self.meter = Spend()
         self._journal = journal
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, ApiReply] = {}
         if journal:
             keep_json_lines(journal, lambda _: True)  # without a line that a kill has torn
         for record in read_json_lines(journal) if journal else ():
@@ -103,7 +103,7 @@ class Endpoint:
         temperature: float,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **fields: Any,
-    ) -> Answer:
+    ) -> ApiReply:
         """One completion. `key` tells requests apart that are to be drawn anew.
 
         Raises `EndpointError` when this request fails for good, `UserError` when all would.
@@ -129,7 +129,7 @@ class Endpoint:
         if self._client is not None:
             await self._client.close()
 
-    async def _insist(self, body: dict[str, Any], *, tokens: int, replies: int) -> Answer:
+    async def _insist(self, body: dict[str, Any], *, tokens: int, replies: int) -> ApiReply:
         client = self.connect()
         deadline = time.monotonic() + self.config.deadline
         for attempt in count():
@@ -192,7 +192,7 @@ class Endpoint:
             )
         return self._client
 
-    def _read(self, completion: Any, started: float) -> Answer:
+    def _read(self, completion: Any, started: float) -> ApiReply:
         """Whatever is not a completion is malformed: servers answer 200 with many things."""
         try:
             message = completion.choices[0].message
@@ -209,7 +209,7 @@ class Endpoint:
         if not isinstance(content, str):
             raise _Malformed("the answer is no completion")
         usd = float(told) if isinstance(told, int | float) else self._price(*tokens)
-        return Answer(
+        return ApiReply(
             content=content,
             tool_calls=calls,
             prompt_tokens=tokens[0],
@@ -369,6 +369,6 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _restored(record: dict[str, Any]) -> Answer:
+def _restored(record: dict[str, Any]) -> ApiReply:
     calls = tuple(ToolCall(**call) for call in record.pop("tool_calls"))
-    return Answer(**record, tool_calls=calls)
+    return ApiReply(**record, tool_calls=calls)

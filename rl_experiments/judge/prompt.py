@@ -49,7 +49,7 @@ Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class GroupPrompt:
     """The question: `members[i]` are the places in the group of what is shown as number i + 1.
 
     Attempts that look alike are shown once.
@@ -86,7 +86,7 @@ def sheet(
     max_chars: int,
     order: Random,
     reverse: bool = False,
-) -> Sheet:
+) -> GroupPrompt:
     """The attempts in an order drawn from `order`, or in its reverse."""
     spoken = [_spoken(trajectory) for trajectory in group]
     differs = (place for place, said in enumerate(zip(*spoken, strict=False)) if len({*said}) > 1)
@@ -108,7 +108,7 @@ def sheet(
         {"role": "system", "content": system},
         {"role": "user", "content": "\n\n".join(parts)},
     ]
-    return Sheet(messages, [members for _, members in numbered])
+    return GroupPrompt(messages, [members for _, members in numbered])
 
 
 class _Said(NamedTuple):

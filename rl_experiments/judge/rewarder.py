@@ -19,9 +19,9 @@ from environments import End
 from rl_experiments import distributed as ranks
 from rl_experiments.config.schema import Config, Credit, JudgeConfig, OnBudget, RulerConfig
 from rl_experiments.errors import UserError
-from rl_experiments.inference.api_client import BudgetSpent, Endpoint, api_key
+from rl_experiments.inference.api_client import ApiClient, BudgetSpent, api_key
 from rl_experiments.judge.prompt import sheet
-from rl_experiments.judge.verdict import Outcome, Verdict, compare, measured, reward
+from rl_experiments.judge.verdict import GroupScores, Outcome, compare, measured, reward
 from rl_experiments.rollout.episodes import Trajectory, Turn
 from rl_experiments.storage.files import read_json_lines, write_atomically
 
@@ -43,12 +43,12 @@ class Judge:
         self.config = _shared_out(config)
         self.ruler = ruler
         self.rubric = ruler.rubric or rubric
-        self.endpoint = Endpoint(self.config, model=config.model, setting=SETTING, journal=answers)
+        self.endpoint = ApiClient(self.config, model=config.model, setting=SETTING, journal=answers)
         self._spent = folder / f"spent-{ranks.rank()}.json"
         self._count_what_was_spent(answers)
         self._playing: defaultdict[int, list[Trajectory]] = defaultdict(list)
-        self._asked: dict[int, Future[Verdict]] = {}
-        self._verdicts: list[Verdict] = []
+        self._asked: dict[int, Future[GroupScores]] = {}
+        self._verdicts: list[GroupScores] = []
         self._lacking: deque[bool] = deque()  # of the latest groups: which have no scores
         self._loop = asyncio.new_event_loop()
         self._places = asyncio.Semaphore(config.concurrency)
@@ -116,10 +116,10 @@ class Judge:
         tokens = figures["prompt_tokens"] + figures["completion_tokens"]
         return f"{figures['requests']:.0f} requests, {tokens:,.0f} tokens{usd}"
 
-    async def _compare(self, group: Sequence[Trajectory], *, key: str) -> Verdict:
+    async def _compare(self, group: Sequence[Trajectory], *, key: str) -> GroupScores:
         played = [trajectory for trajectory in group if trajectory.reward is not None]
         if len(played) < 2:
-            return Verdict(outcome=Outcome.SAME, scores=[0.5] * len(played))
+            return GroupScores(outcome=Outcome.SAME, scores=[0.5] * len(played))
         question = sheet(
             played,
             rubric=self.rubric,
@@ -127,7 +127,7 @@ class Judge:
             order=Random(f"ruler/{key}"),
         )
         if len(question.members) == 1:
-            return Verdict(outcome=Outcome.SAME, scores=[0.5] * len(played))
+            return GroupScores(outcome=Outcome.SAME, scores=[0.5] * len(played))
         try:
             async with self._places:
                 if self._is_closing:
@@ -136,7 +136,7 @@ class Judge:
         except BudgetSpent as error:
             if self.ruler.on_budget is OnBudget.stop:
                 raise
-            return Verdict(outcome=Outcome.SPENT, why=str(error))
+            return GroupScores(outcome=Outcome.SPENT, why=str(error))
 
     def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -151,7 +151,7 @@ class Judge:
             await asyncio.gather(*late, return_exceptions=True)
         await self.endpoint.close()
 
-    def _refuse_too_many(self, asked: Sequence[Verdict]) -> None:
+    def _refuse_too_many(self, asked: Sequence[GroupScores]) -> None:
         self._lacking += [verdict.outcome is Outcome.FAILED for verdict in asked]
         while len(self._lacking) > max(_WINDOW, len(asked)):
             self._lacking.popleft()
@@ -230,7 +230,7 @@ def _shared_out(config: JudgeConfig) -> JudgeConfig:
     return replace(config, **whole, max_usd=config.max_usd and config.max_usd / ranks.count())
 
 
-def _figures(endpoint: Endpoint) -> dict[str, float]:
+def _figures(endpoint: ApiClient) -> dict[str, float]:
     meter = endpoint.meter
     names = ("requests", "prompt_tokens", "completion_tokens", "usd")
     return {name: getattr(meter, name) for name in names}

@@ -9,9 +9,9 @@ from enum import StrEnum
 from statistics import fmean, pstdev
 
 from rl_experiments.config.schema import Fallback, JudgeConfig, RulerConfig
-from rl_experiments.inference.api_client import Answer, Endpoint, EndpointError
+from rl_experiments.inference.api_client import ApiClient, ApiReply, EndpointError
 from rl_experiments.judge.parsing import Unreadable, response_format
-from rl_experiments.judge.prompt import Sheet
+from rl_experiments.judge.prompt import GroupPrompt
 from rl_experiments.rollout.episodes import Trajectory
 from rl_experiments.stats.rank_correlation import spearman
 
@@ -26,21 +26,23 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class GroupScores:
     """The scores of a group, in its order; none where the judge gave none."""
 
     outcome: Outcome
     scores: Sequence[float] = ()
-    answers: Sequence[Answer] = ()
+    answers: Sequence[ApiReply] = ()
     why: str = ""
 
 
-async def compare(endpoint: Endpoint, question: Sheet, config: JudgeConfig, *, key: str) -> Verdict:
+async def compare(
+    endpoint: ApiClient, question: GroupPrompt, config: JudgeConfig, *, key: str
+) -> GroupScores:
     """Ask, and once more where the answer cannot be used.
 
     Raises a `UserError` where no request could succeed.
     """
-    messages, answers, why = question.messages, list[Answer](), ""
+    messages, answers, why = question.messages, list[ApiReply](), ""
     endpoint.connect()  # not at the expense of the deadline
     try:
         async with asyncio.timeout(config.deadline):
@@ -59,15 +61,15 @@ async def compare(endpoint: Endpoint, question: Sheet, config: JudgeConfig, *, k
                     why = str(error)
                     messages = question.again(answer.content, why)
                 else:
-                    return Verdict(outcome=Outcome.SCORED, scores=scores, answers=answers)
+                    return GroupScores(outcome=Outcome.SCORED, scores=scores, answers=answers)
     except EndpointError as error:
         why = str(error)
     except TimeoutError:
         why = f"no scores within {endpoint.setting}.deadline={config.deadline:g} s"
-    return Verdict(outcome=Outcome.FAILED, answers=answers, why=why)
+    return GroupScores(outcome=Outcome.FAILED, answers=answers, why=why)
 
 
-def reward(group: Sequence[Trajectory], verdict: Verdict, ruler: RulerConfig) -> None:
+def reward(group: Sequence[Trajectory], verdict: GroupScores, ruler: RulerConfig) -> None:
     """All of the group by the judge, or none of it."""
     played = [trajectory for trajectory in group if trajectory.reward is not None]
     for trajectory in played:

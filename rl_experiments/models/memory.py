@@ -21,7 +21,7 @@ _RESERVE = 3.0  # GiB: CUDA contexts, graphs, fragments
 _ENGINE_RESERVE = 4.0  # GiB: the engine's activations and graphs beside weights and cache
 # Bytes of activations that autograd keeps a token and layer, for each unit of the width of hidden
 # states, of the feed-forward part and of keys: bf16, norms in fp32; with checkpointing a layer's
-# input alone, in fp32 at most. tests/test_vllm.py counts them.
+# input alone, in fp32 at most. tests/rl_experiments/inference/test_without_vllm.py counts them.
 _KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_KEYS, _KEPT_CHECKPOINTED = 41, 8, 17, 4
 _LOGITS = 12  # bytes a token and vocabulary entry of the chunk whose loss is computed
 _LOGIT_TOKENS = 4096  # tokens of such a chunk
@@ -32,7 +32,7 @@ _LAST = ("a smaller model=", "a larger gpu=")  # where no other setting helps
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelDims:
     """The sizes of a model that decide on its memory."""
 
     parameters: int
@@ -44,7 +44,7 @@ class Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, path: str | Path) -> Shape:
+    def of(cls, path: str | Path) -> ModelDims:
         """From the `config.json` of a model's folder."""
         found: dict[str, Any] = json.loads((Path(path) / "config.json").read_text())
         hidden, heads = found["hidden_size"], found["num_attention_heads"]
@@ -65,7 +65,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryPlan:
     """What was chosen, and what it rests on (GiB)."""
 
     utilization: float
@@ -84,7 +84,7 @@ class Fit:
         )
 
 
-def fit(config: Config, shape: Shape, *, total: float, trains: bool = True) -> Fit:
+def fit(config: Config, shape: ModelDims, *, total: float, trains: bool = True) -> MemoryPlan:
     """Choose what is left open so that engine and update fit `total` GiB, else say what to change.
 
     An estimate: weights, gradients, optimizer states and cache to the byte, activations by a rule.
@@ -92,11 +92,11 @@ def fit(config: Config, shape: Shape, *, total: float, trains: bool = True) -> F
     if trains and config.trainer.gradient_checkpointing is None:
         kept, again = copy.deepcopy(config), copy.deepcopy(config)
         kept.trainer.gradient_checkpointing, again.trainer.gradient_checkpointing = False, True
-        chosen = _choose(kept, _Needs.of(kept, shape, trains=True), total)
+        chosen = _choose(kept, MemoryNeeds.of(kept, shape, trains=True), total)
         if chosen and not chosen.sleep and chosen.micro_batch_tokens >= _ROOMY:
             return chosen
         return fit(again, shape, total=total)
-    needs = _Needs.of(config, shape, trains=trains)
+    needs = MemoryNeeds.of(config, shape, trains=trains)
     chosen = _choose(config, needs, total)
     if chosen is not None:
         return chosen
@@ -107,7 +107,7 @@ def fit(config: Config, shape: Shape, *, total: float, trains: bool = True) -> F
     )
 
 
-def remedies(config: Config, shape: Shape, *, total: float, trains: bool = True) -> str:
+def remedies(config: Config, shape: ModelDims, *, total: float, trains: bool = True) -> str:
     """What to change to need less: each by itself if that is enough, else all of it together."""
     enough, all_of_them = [], copy.deepcopy(config)
     changes = list(_changes(config))
@@ -115,11 +115,11 @@ def remedies(config: Config, shape: Shape, *, total: float, trains: bool = True)
         changed = copy.deepcopy(config)
         change(changed)
         change(all_of_them)
-        if _choose(changed, _Needs.of(changed, shape, trains=trains), total):
+        if _choose(changed, MemoryNeeds.of(changed, shape, trains=trains), total):
             enough.append(words)
     if enough:
         return f"one of these is enough: {', '.join([*enough, *_LAST])}"
-    if _choose(all_of_them, _Needs.of(all_of_them, shape, trains=trains), total):
+    if _choose(all_of_them, MemoryNeeds.of(all_of_them, shape, trains=trains), total):
         return f"together: {', '.join(words for words, _ in changes)}; or {' or '.join(_LAST)}"
     return f"take {' or '.join(_LAST)}"
 
@@ -132,7 +132,7 @@ def less_memory(config: Config | DictConfig) -> str:
 
 
 @dataclass(frozen=True)
-class _Needs:
+class MemoryNeeds:
     """GiB that each part takes."""
 
     weights: float  # the trainer's
@@ -145,7 +145,7 @@ class _Needs:
     in_flight: int  # turns at once
 
     @classmethod
-    def of(cls, config: Config, shape: Shape, *, trains: bool) -> _Needs:
+    def of(cls, config: Config, shape: ModelDims, *, trains: bool) -> MemoryNeeds:
         lora = config.model.lora
         adapters = 2 * lora.r * shape.hidden * len(lora.target_modules) * shape.layers * 2
         masters = 4 if trains and not lora.enabled else 2  # full training: fp32 weights
@@ -179,7 +179,7 @@ class _Needs:
         }
 
 
-def _choose(config: Config, needs: _Needs, total: float) -> Fit | None:
+def _choose(config: Config, needs: MemoryNeeds, total: float) -> MemoryPlan | None:
     """Utilisation, sleep and rows that fit, or None."""
     fixed = needs.weights + needs.update + needs.logits + _RESERVE
     least_engine = needs.engine_weights + needs.a_sequence + _ENGINE_RESERVE
@@ -213,15 +213,21 @@ def _choose(config: Config, needs: _Needs, total: float) -> Fit | None:
 
 
 def _fit(
-    config: Config, needs: _Needs, total: float, utilization: float, *, sleep: bool, left: float
-) -> Fit:
+    config: Config,
+    needs: MemoryNeeds,
+    total: float,
+    utilization: float,
+    *,
+    sleep: bool,
+    left: float,
+) -> MemoryPlan:
     """The choice in full, `left` being the room for activations."""
     tokens = config.fit.micro_batch_tokens
     if tokens is None:
         longest = config.model.max_length
         tokens = max(longest, int(_SAFE * left / needs.a_token)) if needs.a_token else longest
     checkpointing = bool(config.trainer.gradient_checkpointing)
-    return Fit(utilization, sleep, tokens, checkpointing, needs.told(total))
+    return MemoryPlan(utilization, sleep, tokens, checkpointing, needs.told(total))
 
 
 def _changes(config: Config | DictConfig) -> Iterator[tuple[str, Callable[[Config], None]]]:
@@ -251,7 +257,7 @@ def _change(name: str, value: Any) -> tuple[str, Callable[[Config], None]]:
     return f"{name}={json.dumps(value)}", change
 
 
-def token_bytes(config: Config, shape: Shape) -> float:
+def token_bytes(config: Config, shape: ModelDims) -> float:
     """Of activations that a token keeps until the backward pass."""
     keys = _KEPT_KEYS * shape.kv_heads * shape.head_dim
     a_layer = _KEPT_HIDDEN * shape.hidden + _KEPT_INTERMEDIATE * shape.intermediate + keys

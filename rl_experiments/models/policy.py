@@ -43,10 +43,10 @@ from rl_experiments.errors import UserError, one_line
 from rl_experiments.inference.sampler import Engine, Sampler
 from rl_experiments.inference.transformers_sampler import TransformersSampler
 from rl_experiments.inference.vllm_colocated import VllmEngine
-from rl_experiments.models.memory import Fit, Shape, fit
+from rl_experiments.models.memory import MemoryPlan, ModelDims, fit
 from rl_experiments.models.tiny import best_device, cache_folder, scratch_model
-from rl_experiments.rollout.episodes import Rollout
-from rl_experiments.rollout.renderer import Chats
+from rl_experiments.rollout.episodes import RolloutRunner
+from rl_experiments.rollout.renderer import RendererCache
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     path: str
     engine: Engine | None = None  # what plays, where it is not the model itself
-    fit: Fit | None = None
+    fit: MemoryPlan | None = None
     notes: tuple[str, ...] = ()  # what was chosen, and what has no effect
 
     def rollout(
         self, config: Config, environment: Environment, *, temperature: float, model: Any = None
-    ) -> Rollout:
+    ) -> RolloutRunner:
         """Rollouts of this policy, or of `model` where training has wrapped it."""
         played = model or self.model
         settings: dict[str, Any] = {
@@ -74,9 +74,9 @@ class Policy:
         else:
             pad_token_id = self.tokenizer.pad_token_id
             sampler = TransformersSampler(played, pad_token_id=pad_token_id, **settings)
-        return Rollout(
+        return RolloutRunner(
             environment=environment,
-            chats=Chats(self.tokenizer),
+            chats=RendererCache(self.tokenizer),
             sampler=sampler,
             max_new_tokens=config.trainer.max_completion_length,
             max_length=config.model.max_length,
@@ -109,7 +109,7 @@ def load_policy(
     if not uses_vllm(config):
         return Policy(model, tokenizer, path, notes=tuple(notes))
     base = _base_folder(path)
-    chosen = fit(config, Shape.of(base), total=_memory_gib(config), trains=trains)
+    chosen = fit(config, ModelDims.of(base), total=_memory_gib(config), trains=trains)
     if torch.cuda.is_available():
         notes.append(str(chosen))
     engine: Engine

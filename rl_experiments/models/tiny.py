@@ -22,8 +22,8 @@ from transformers.utils import logging
 
 from environments import Environment, training_seed
 from rl_experiments.config.schema import ScratchConfig
-from rl_experiments.rollout.episodes import Task, Trajectory, play_scripted, visible
-from rl_experiments.rollout.renderer import Chats, Exchange
+from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory, play_scripted, visible
+from rl_experiments.rollout.renderer import ChatTurn, RendererCache
 
 _EOS, _PAD = "<|im_end|>", "<|endoftext|>"
 # ChatML, as Qwen2.5 and Qwen3 write it for plain messages.
@@ -64,7 +64,7 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
     if not folder.exists():
         tokenizer = word_tokenizer(texts_of(episodes))
         model = random_model(scratch, tokenizer, seed=seed)
-        examples = turn_examples(Chats(tokenizer), environment, episodes)
+        examples = turn_examples(RendererCache(tokenizer), environment, episodes)
         warm_up(model, examples, scratch, pad_token_id=int(tokenizer.pad_token_id), seed=seed)
         save(model, tokenizer, folder)
     return folder
@@ -111,19 +111,19 @@ class Example:
 
 
 def turn_examples(
-    chats: Chats, environment: Environment, episodes: Sequence[Trajectory]
+    chats: RendererCache, environment: Environment, episodes: Sequence[Trajectory]
 ) -> list[Example]:
     """Each turn of the episodes by itself, after what the policy sees before it."""
     examples = []
     for episode in episodes:
-        exchanges: list[Exchange] = []
+        exchanges: list[ChatTurn] = []
         chat = chats.of(episode.system_prompt, episode.tools)
         for turn in episode.turns:
-            exchanges.append(Exchange(turn.observation, turn.role))
+            exchanges.append(ChatTurn(turn.observation, turn.role))
             reply = chat.reply_ids(turn.reply)
             prompt = chat.prompt(visible(exchanges, environment))
             examples.append(Example(prompt + reply, [IGNORED] * len(prompt) + reply))
-            exchanges[-1] = Exchange(turn.observation, turn.role, reply)
+            exchanges[-1] = ChatTurn(turn.observation, turn.role, reply)
     return examples
 
 
@@ -198,7 +198,7 @@ def _batch(
 
 def random_episodes(environment: Environment, count: int, seed: int) -> list[Trajectory]:
     # Tasks far beyond those that a run of any length trains on.
-    tasks = [Task(training_seed(seed, (1 << 31) + i)) for i in range(count)]
+    tasks = [EpisodeSpec(training_seed(seed, (1 << 31) + i)) for i in range(count)]
     policy = environment.baselines["random"]
     return list(play_scripted(environment, policy, tasks, name=f"warm-up/{seed}"))
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from environments import Environment
 from rl_experiments.errors import UserError
-from rl_experiments.inference.api_client import Answer, Endpoint, EndpointError, ToolCall
-from rl_experiments.rollout.episodes import Episode, Task, Trajectory
+from rl_experiments.inference.api_client import ApiClient, ApiReply, EndpointError, ToolCall
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec, Trajectory
 
 _GIVE_UP = 20  # requests in a row that fail for good: the service itself is at fault
 _GRACE = 10.0  # seconds for the answers under way once we are told to stop: they are paid for
@@ -19,8 +19,8 @@ _GRACE = 10.0  # seconds for the answers under way once we are told to stop: the
 
 def play(
     environment: Environment,
-    endpoint: Endpoint,
-    tasks: Sequence[Task],
+    endpoint: ApiClient,
+    tasks: Sequence[EpisodeSpec],
     *,
     max_tokens: int,
     temperature: float,
@@ -40,7 +40,7 @@ def play(
 
 class _Games:
     def __init__(
-        self, environment: Environment, endpoint: Endpoint, *, max_tokens: int, temperature: float
+        self, environment: Environment, endpoint: ApiClient, *, max_tokens: int, temperature: float
     ) -> None:
         self.environment = environment
         self.endpoint = endpoint
@@ -48,9 +48,11 @@ class _Games:
         self.temperature = temperature
         self._failed_in_a_row = 0
         self._workers: list[asyncio.Task[None]] = []
-        self._asking: set[asyncio.Task[Answer]] = set()
+        self._asking: set[asyncio.Task[ApiReply]] = set()
 
-    async def play(self, tasks: Sequence[Task], on_end: Callable[[Trajectory], None]) -> None:
+    async def play(
+        self, tasks: Sequence[EpisodeSpec], on_end: Callable[[Trajectory], None]
+    ) -> None:
         waiting = list(tasks)[::-1]
 
         async def work() -> None:
@@ -69,10 +71,10 @@ class _Games:
         if self._asking:
             await asyncio.wait(self._asking, timeout=_GRACE)
 
-    async def _episode(self, task: Task) -> Trajectory:
+    async def _episode(self, task: EpisodeSpec) -> Trajectory:
         episode = Episode(self.environment, task)
         usage = episode.trajectory.usage
-        answers: list[Answer] = []
+        answers: list[ApiReply] = []
         while not episode.over:
             try:
                 answer = await self._turn(episode, task, answers)
@@ -95,7 +97,9 @@ class _Games:
                 episode.reply(text)
         return episode.trajectory
 
-    async def _turn(self, episode: Episode, task: Task, answers: Sequence[Answer]) -> Answer:
+    async def _turn(
+        self, episode: Episode, task: EpisodeSpec, answers: Sequence[ApiReply]
+    ) -> ApiReply:
         names = _safe_names(episode.trajectory.tools)
         asking = asyncio.create_task(
             self.endpoint.ask(
@@ -115,10 +119,10 @@ class _Games:
             ToolCall(call.id, own.get(call.name, call.name), call.arguments)
             for call in answer.tool_calls
         )
-        return Answer(**{**vars(answer), "tool_calls": calls})
+        return ApiReply(**{**vars(answer), "tool_calls": calls})
 
 
-def messages(episode: Episode, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def messages(episode: Episode, answers: Sequence[ApiReply]) -> list[dict[str, Any]]:
     """What the policy sees, as the API takes it."""
     trajectory, found = episode.trajectory, list[dict[str, Any]]()
     if trajectory.system_prompt:
@@ -127,7 +131,7 @@ def messages(episode: Episode, answers: Sequence[Answer]) -> list[dict[str, Any]
     turns = trajectory.turns
     shown = episode.environment.earlier_turns_shown
     first = 0 if shown is None else max(0, len(turns) - 1 - shown)
-    called: Answer | None = None  # the answer before the turn, where it called tools
+    called: ApiReply | None = None  # the answer before the turn, where it called tools
     for turn, answer in zip(turns[first:], [*answers[first:], None], strict=True):
         if called and turn.role == "tool":
             found[-1] = _calling(called, names)
@@ -143,7 +147,7 @@ def messages(episode: Episode, answers: Sequence[Answer]) -> list[dict[str, Any]
     return found
 
 
-def as_text(answer: Answer) -> str:
+def as_text(answer: ApiReply) -> str:
     """The reply as environments read it: calls in the Hermes format, after what was said."""
     calls = [
         f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": '
@@ -153,7 +157,7 @@ def as_text(answer: Answer) -> str:
     return "\n".join([answer.content, *calls] if answer.content else calls)
 
 
-def _calling(answer: Answer, names: dict[str, str]) -> dict[str, Any]:
+def _calling(answer: ApiReply, names: dict[str, str]) -> dict[str, Any]:
     calls = [
         {
             "id": call.id,

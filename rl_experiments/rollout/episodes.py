@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from environments import End, Environment, ScriptedPolicy, Step
 from rl_experiments.inference.sampler import Completion, Request, Sampler
-from rl_experiments.rollout.renderer import Chat, Chats, Exchange
+from rl_experiments.rollout.renderer import ChatTurn, Renderer, RendererCache
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Task:
+class EpisodeSpec:
     """Which episode to play."""
 
     seed: int
@@ -91,11 +91,11 @@ class Task:
 class Episode:
     """An environment in play with the record of it."""
 
-    def __init__(self, environment: Environment, task: Task) -> None:
+    def __init__(self, environment: Environment, task: EpisodeSpec) -> None:
         self.environment = environment.fresh()
         self.trajectory = Trajectory(task.seed, task.member)
-        self._exchanges: list[Exchange] = []
-        self._chat: Chat | None = None
+        self._exchanges: list[ChatTurn] = []
+        self._chat: Renderer | None = None
         try:
             self._observe(self.environment.reset(task.seed, member=task.member), "user")
             self.trajectory.system_prompt = self.environment.system_prompt
@@ -108,13 +108,13 @@ class Episode:
     def over(self) -> bool:
         return self.trajectory.end is not None
 
-    def chat(self, chats: Chats) -> Chat:
+    def chat(self, chats: RendererCache) -> Renderer:
         """Its format, by the system prompt and the tools of its task."""
         if self._chat is None:
             self._chat = chats.of(self.trajectory.system_prompt, self.trajectory.tools)
         return self._chat
 
-    def exchanges(self) -> list[Exchange]:
+    def exchanges(self) -> list[ChatTurn]:
         """The turns that the policy sees."""
         return visible(self._exchanges, self.environment)
 
@@ -122,7 +122,7 @@ class Episode:
         turn = self.trajectory.turns[-1]
         turn.reply = text
         last = self._exchanges[-1]
-        self._exchanges[-1] = Exchange(last.observation, last.role, reply_ids)
+        self._exchanges[-1] = ChatTurn(last.observation, last.role, reply_ids)
         try:
             self._take(self.environment.step(text))
         except Exception as error:
@@ -145,7 +145,7 @@ class Episode:
 
     def _observe(self, observation: str, role: str) -> None:
         self.trajectory.turns.append(Turn(observation, role))
-        self._exchanges.append(Exchange(observation, role))
+        self._exchanges.append(ChatTurn(observation, role))
 
     def _end(self, step: Step) -> None:
         total = sum(turn.reward for turn in self.trajectory.turns)
@@ -159,14 +159,14 @@ class Episode:
         self.trajectory.error = f"{type(error).__name__}: {error}"
 
 
-def visible(exchanges: list[Exchange], environment: Environment) -> list[Exchange]:
+def visible(exchanges: list[ChatTurn], environment: Environment) -> list[ChatTurn]:
     """The present turn, the last of them, and as many before it as the environment shows."""
     shown = environment.earlier_turns_shown
     return exchanges if shown is None else exchanges[-1 - shown :]
 
 
 def play_scripted(
-    environment: Environment, policy: ScriptedPolicy, tasks: Iterable[Task], *, name: str
+    environment: Environment, policy: ScriptedPolicy, tasks: Iterable[EpisodeSpec], *, name: str
 ) -> Iterable[Trajectory]:
     """Episodes of a scripted policy, whose luck comes from (name, seed, member)."""
     for task in tasks:
@@ -178,11 +178,11 @@ def play_scripted(
 
 
 @dataclass
-class Rollout:
+class RolloutRunner:
     """Plays episodes with a sampler: an episode's next turn is queued as soon as it is known."""
 
     environment: Environment
-    chats: Chats
+    chats: RendererCache
     sampler: Sampler
     max_new_tokens: int
     max_length: int  # tokens of prompt and reply together
@@ -195,7 +195,7 @@ class Rollout:
 
     def play(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[EpisodeSpec],
         *,
         policy_version: int | None = None,
         batch_size: int | None = None,
@@ -286,12 +286,12 @@ class Rollout:
         return episode.chat(self.chats).reply_text(completion.token_ids)
 
 
-def probe(rollout: Rollout, *, seeds: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def probe(rollout: RolloutRunner, *, seeds: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Fixed prompts with replies, as token ids: first turns of the seeds, answered at random."""
     policy = rollout.environment.baselines["random"]
     found = []
     for seed in seeds:
-        episode = Episode(rollout.environment, Task(seed))
+        episode = Episode(rollout.environment, EpisodeSpec(seed))
         if not episode.over:
             reply = policy(episode.environment, Random(f"probe/{seed}"))
             chat = episode.chat(rollout.chats)

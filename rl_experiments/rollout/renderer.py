@@ -17,7 +17,7 @@ _FIRST, _REPLY, _NEXT = "\x01first\x01", "\x01reply\x01", "\x01next\x01"
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ChatTurn:
     """One observation with the reply's own tokens; the last of a prompt has no reply yet."""
 
     observation: str
@@ -26,7 +26,7 @@ class Exchange:
 
 
 @dataclass
-class Chat:
+class Renderer:
     """The chat format of a tokenizer for one system prompt and set of tools."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ class Chat:
         # Where replies are moves there are few of them.
         self._decoded = lru_cache(maxsize=8192)(self._decode_plain)
 
-    def prompt(self, exchanges: Sequence[Exchange]) -> list[int]:
+    def prompt(self, exchanges: Sequence[ChatTurn]) -> list[int]:
         """Tokens up to the point where the reply to the last exchange begins."""
         ids = [*self._head, *self._encoded(exchanges[0].observation), *self._tail]
         for before, exchange in pairwise(exchanges):
@@ -54,14 +54,14 @@ class Chat:
         return ids
 
     def following(
-        self, prompt_ids: Sequence[int], before: Exchange, exchange: Exchange
+        self, prompt_ids: Sequence[int], before: ChatTurn, exchange: ChatTurn
     ) -> list[int]:
         """The prompt of a turn from that of the turn before it, of which all is shown."""
         ids = list(prompt_ids)
         self._follow(ids, before, exchange)
         return ids
 
-    def _follow(self, ids: list[int], before: Exchange, exchange: Exchange) -> None:
+    def _follow(self, ids: list[int], before: ChatTurn, exchange: ChatTurn) -> None:
         reply_ids = before.reply_ids
         opening, closing_too, tail = self._around.get(exchange.role) or self._role(exchange.role)
         ids += reply_ids
@@ -122,15 +122,15 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-class Chats:
+class RendererCache:
     """The chats of one tokenizer: each episode has a system prompt and tools of its own."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._chats = lru_cache(maxsize=64)(self._chat)
 
-    def of(self, system_prompt: str, tools: list[dict[str, Any]] | None) -> Chat:
+    def of(self, system_prompt: str, tools: list[dict[str, Any]] | None) -> Renderer:
         return self._chats(system_prompt, json.dumps(tools))
 
-    def _chat(self, system_prompt: str, tools: str) -> Chat:
-        return Chat(self.tokenizer, system_prompt, json.loads(tools))
+    def _chat(self, system_prompt: str, tools: str) -> Renderer:
+        return Renderer(self.tokenizer, system_prompt, json.loads(tools))

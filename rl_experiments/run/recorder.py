@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rl_experiments import distributed as ranks
 from rl_experiments.checkpoints import local as checkpoint
-from rl_experiments.checkpoints.checkpointer import Saving, saving
+from rl_experiments.checkpoints.checkpointer import Checkpointer, saving
 from rl_experiments.config.schema import Config
 from rl_experiments.rollout.episodes import Trajectory
 from rl_experiments.run.folder import Run
@@ -28,11 +28,11 @@ _RECORDS = "run"  # in a checkpoint: the run's files, so that it can go on from 
 
 
 @dataclass(frozen=True)
-class LiveRun(Run):
+class RunRecorder(Run):
     """What training writes to, and what `trainer.target` is given."""
 
     loggers: Loggers
-    saving: Saving
+    saving: Checkpointer
 
     def rewind(self) -> Path | None:
         """The checkpoint to go on from, with the records after it dropped; None to start afresh."""
@@ -95,7 +95,7 @@ class LiveRun(Run):
 
 
 @contextmanager
-def live(run: Run, cfg: DictConfig, config: Config, progress: Progress) -> Iterator[LiveRun]:
+def live(run: Run, cfg: DictConfig, config: Config, progress: Progress) -> Iterator[RunRecorder]:
     """The run with its store, and with its loggers, which are opened once it trains."""
     composed = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
     assert isinstance(composed, dict)
@@ -105,7 +105,7 @@ def live(run: Run, cfg: DictConfig, config: Config, progress: Progress) -> Itera
     failed = True
     with saving(run.folder, config, say) as saved:
         try:
-            yield LiveRun(run.folder, loggers, saved)
+            yield RunRecorder(run.folder, loggers, saved)
             failed = False
         finally:
             loggers.close(failed=failed)

@@ -24,10 +24,10 @@ _PART = 16 << 20  # bytes of one part of a large file
 _PARTS = 4  # in memory at once
 _SLOWEST = 1 << 20  # bytes a second, below which a transfer is given up and tried again
 
-Info = Mapping[str, Any]  # what the file system says of an object: `size`, and `ETag` on S3
+ObjectInfo = Mapping[str, Any]  # what the file system says of an object: `size`, and `ETag` on S3
 
 
-class Objects:
+class ObjectStore:
     """All below one folder of a store."""
 
     def __init__(self, fs: Any, root: str, *, label: str) -> None:
@@ -41,7 +41,9 @@ class Objects:
         self._running: set[Any] = set()
 
     @classmethod
-    def open(cls, url: str, below: str, *, writes: bool, setting: str, patience: float) -> Objects:
+    def open(
+        cls, url: str, below: str, *, writes: bool, setting: str, patience: float
+    ) -> ObjectStore:
         """Raises a `UserError` for whatever would fail later; `setting` is what names the url."""
         fs, root, shown = _file_system(url, setting)
         objects = cls(fs, f"{root}/{below}".rstrip("/"), label=f"{setting}={shown}")
@@ -60,7 +62,7 @@ class Objects:
     def path(self, key: str) -> str:
         return f"{self.root}/{key}".rstrip("/")
 
-    def list(self, under: str = "") -> dict[str, Info]:
+    def list(self, under: str = "") -> dict[str, ObjectInfo]:
         """What there is, by its name below the root."""
         found = self.call("find", self.path(under), detail=True)
         return {self.fs._strip_protocol(k).removeprefix(f"{self.root}/"): found[k] for k in found}
@@ -167,7 +169,7 @@ class Sameness:
     def __init__(self) -> None:
         self._etags: dict[Path, str] = {}
 
-    def __call__(self, path: Path, info: Info | None) -> bool:
+    def __call__(self, path: Path, info: ObjectInfo | None) -> bool:
         if info is None or info["size"] != path.stat().st_size:
             return False
         if "ETag" not in info:

@@ -22,7 +22,7 @@ from rl_experiments.errors import UserError, did_you_mean, one_line
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.models.policy import Policy, lora_config, uses_vllm
 from rl_experiments.rollout.episodes import Trajectory
-from rl_experiments.run.recorder import LiveRun
+from rl_experiments.run.recorder import RunRecorder
 from rl_experiments.training.trainer import EpisodeTrainer
 
 _EPISODES_KEPT = 2  # of each generation, in episodes.jsonl
@@ -42,13 +42,13 @@ def stop_requested() -> bool:
     return os.path.exists(os.environ.get(_STOP_VARIABLE, ""))
 
 
-def log_episodes(run: LiveRun, step: int, episodes: list[Trajectory]) -> None:
+def log_episodes(run: RunRecorder, step: int, episodes: list[Trajectory]) -> None:
     """Keep a few of them for people to read."""
     if ranks.is_first():
         run.log_episodes(step, episodes[:_EPISODES_KEPT])
 
 
-def trainer_arguments(config: Config, run: LiveRun) -> GRPOConfig:
+def trainer_arguments(config: Config, run: RunRecorder) -> GRPOConfig:
     """TRL's arguments from the `trainer` settings."""
     own = {field.name for field in dataclasses.fields(config.trainer)} - {"extra", "target"}
     settings = {name: getattr(config.trainer, name) for name in own}
@@ -103,7 +103,7 @@ def merge(settings: dict[str, Any]) -> None:
 
 def build_trainer(
     experiment: Experiment,
-    run: LiveRun,
+    run: RunRecorder,
     policy: Policy,
     arguments: GRPOConfig,
     *,
@@ -157,7 +157,7 @@ class Reporter(TrainerCallback):
 
     def __init__(
         self,
-        run: LiveRun,
+        run: RunRecorder,
         advance: Callable[..., None],
         *,
         validate: Callable[[int], None],

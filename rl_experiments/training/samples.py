@@ -9,7 +9,7 @@ from rl_experiments.rollout.episodes import Trajectory
 
 
 @dataclass
-class Row:
+class TrainingSample:
     """A prompt and what follows it: replies of the policy with the environment's words between.
 
     `mask`, `logprobs` and `advantages` have one entry for each of `completion_ids`; mask is 1 where
@@ -31,13 +31,15 @@ class Row:
             self.advantages += [0.0] * len(ids)
 
 
-def to_rows(trajectory: Trajectory, advantages: Sequence[float]) -> Iterator[Row]:
+def trajectory_to_samples(
+    trajectory: Trajectory, advantages: Sequence[float]
+) -> Iterator[TrainingSample]:
     """The longest runs of turns that share their token prefix, a row each.
 
     `advantages` has one value a turn. A history shown in full gives one row an episode, a bounded
     one a row a turn.
     """
-    row: Row | None = None
+    row: TrainingSample | None = None
     for turn, advantage in zip(trajectory.turns, advantages, strict=True):
         if row is not None:
             seen = row.prompt_ids + row.completion_ids
@@ -47,7 +49,7 @@ def to_rows(trajectory: Trajectory, advantages: Sequence[float]) -> Iterator[Row
                 yield row
                 row = None
         if row is None:
-            row = Row(list(turn.prompt_ids))
+            row = TrainingSample(list(turn.prompt_ids))
         row.extend(turn.reply_ids, written=True)
         row.logprobs += turn.logprobs or [0.0] * len(turn.reply_ids)
         row.advantages += [advantage] * len(turn.reply_ids)

@@ -24,9 +24,9 @@ from rl_experiments.config.schema import ChecksConfig, RewardConfig
 from rl_experiments.errors import UserError
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.rollout.advantages import rewards_vary, turn_advantages
-from rl_experiments.rollout.episodes import Rollout, Task, Trajectory, Turn, probe
+from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner, Trajectory, Turn, probe
 from rl_experiments.training.phase_timer import Phases
-from rl_experiments.training.samples import Row, spans, to_rows
+from rl_experiments.training.samples import TrainingSample, spans, trajectory_to_samples
 
 _PROBE_EPISODES = 16  # on whose first turns every weight sync is tried
 
@@ -41,7 +41,7 @@ class EpisodeTrainer(GRPOTrainer):
     def __init__(
         self,
         *args: Any,
-        rollout: Callable[[EpisodeTrainer], Rollout],
+        rollout: Callable[[EpisodeTrainer], RolloutRunner],
         reward: RewardConfig,
         checks: ChecksConfig,
         seal: Callable[[int], None],
@@ -97,7 +97,7 @@ class EpisodeTrainer(GRPOTrainer):
             for group, values in zip(groups, advantages, strict=True)
             for episode, per_turn in zip(group, values, strict=True)
             if episode.end is not End.FAILED
-            for row in to_rows(episode, per_turn)
+            for row in trajectory_to_samples(episode, per_turn)
         ]
         if not any(ranks.gathered([bool(rows)])):
             raise UserError(
@@ -119,7 +119,9 @@ class EpisodeTrainer(GRPOTrainer):
     def _play(self, inputs: list[dict[str, Any]]) -> list[list[Trajectory]]:
         seeds = [row["seed"] for row in inputs]
         tasks = [
-            Task(seed, member) for seed, group in groupby(seeds) for member, _ in enumerate(group)
+            EpisodeSpec(seed, member)
+            for seed, group in groupby(seeds)
+            for member, _ in enumerate(group)
         ]
         rollout, step = self.rollout, self.state.global_step
         size = self.num_generations
@@ -145,7 +147,7 @@ class EpisodeTrainer(GRPOTrainer):
             self.record(name, value)
         return groups
 
-    def _tensors(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def _tensors(self, rows: Sequence[TrainingSample]) -> dict[str, Any]:
         """Rows padded to one width, and with masked rows to as many as the mini-batches need.
 
         That is a multiple of their number, and the same in every process, however its episodes
@@ -167,7 +169,7 @@ class EpisodeTrainer(GRPOTrainer):
         batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
         return batch
 
-    def _ids(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def _ids(self, rows: Sequence[TrainingSample]) -> dict[str, Any]:
         """Prompts padded on the left, completions on the right, with their masks."""
         pad_id = self._tokenizer.pad_token_id
         prompts = [row.prompt_ids for row in rows]
@@ -244,7 +246,7 @@ class EpisodeTrainer(GRPOTrainer):
         """Stop when the engine, just given the weights, does not think what the trainer thinks."""
         engine = self.rollout.sampler.engine
         assert engine is not None
-        batch = self._ids([Row(prompt, reply) for prompt, reply in self._probe])
+        batch = self._ids([TrainingSample(prompt, reply) for prompt, reply in self._probe])
         temperature: float = self.args.temperature
         self.temperature = 1.0
         with self.accelerator.autocast():
@@ -444,6 +446,6 @@ def _environment_reward(**_: Any) -> list[float]:
     raise RuntimeError("episodes are rewarded by their environment")
 
 
-def _masked(token: int) -> Row:
+def _masked(token: int) -> TrainingSample:
     """The shortest row, which no loss counts."""
-    return Row([token], [token], [0], [0.0], [0.0])
+    return TrainingSample([token], [token], [0], [0.0], [0.0])

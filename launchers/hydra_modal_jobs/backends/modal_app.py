@@ -18,7 +18,7 @@ from modal import exception
 
 from hydra_modal_jobs import bundle as _source
 from hydra_modal_jobs.config import ImageConf, ModalJobsConf
-from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import CONTROL, DAY, Job
 from hydra_modal_jobs.manifest import name_of
 from hydra_modal_jobs.names import app_name, volume_names
@@ -53,27 +53,27 @@ def check_resources(job: Job) -> None:
     """What Modal would refuse late, or take silently for something else."""
     settings = job.settings
     if settings.gpu_count < 1 or settings.gpu_count > 8:
-        raise Refused(f"hydra.launcher.gpu_count={settings.gpu_count}: from 1 to 8")
+        raise LaunchRefused(f"hydra.launcher.gpu_count={settings.gpu_count}: from 1 to 8")
     if settings.gpu is None and settings.gpu_count > 1:
-        raise Refused(f"hydra.launcher.gpu_count={settings.gpu_count}: name the gpu as well")
+        raise LaunchRefused(f"hydra.launcher.gpu_count={settings.gpu_count}: name the gpu as well")
     for name in ("cpu", "memory"):
         value = getattr(settings, name)
         if value is not None and value <= 0:
-            raise Refused(f"hydra.launcher.{name}={value}: must be above 0")
+            raise LaunchRefused(f"hydra.launcher.{name}={value}: must be above 0")
     if settings.timeout < 1:
-        raise Refused(f"hydra.launcher.timeout={settings.timeout}: at least 1 second")
+        raise LaunchRefused(f"hydra.launcher.timeout={settings.timeout}: at least 1 second")
     if not 0 <= retries(settings) <= _MOST_RETRIES:
-        raise Refused(
+        raise LaunchRefused(
             f"hydra.launcher.retries={settings.retries}: from 0 to {_MOST_RETRIES}, each day of "
             "hydra.launcher.timeout after the first counted as one"
         )
     for path in (settings.volumes.cache, settings.volumes.outputs):
         refused = path in ("/", "/root", "/tmp") or os.path.normpath(path) != path
         if refused or not path.startswith("/"):
-            raise Refused(f"hydra.launcher.volumes: nothing can be mounted at {path}")
+            raise LaunchRefused(f"hydra.launcher.volumes: nothing can be mounted at {path}")
     python, needed = settings.image.python or _python(), job.payload["task"].get("python")
     if needed and needed != python:
-        raise Refused(
+        raise LaunchRefused(
             f"hydra.launcher.image.python={python}: the job's function has no name to import it "
             f"by, and by value it needs Python {needed}"
         )
@@ -109,7 +109,7 @@ def refuse_taken(jobs: Sequence[Job]) -> None:
         if (volume, run) not in there:
             there[volume, run] = _names_in(volume, run)
         if _first(job) in there[volume, run]:
-            raise Refused(
+            raise LaunchRefused(
                 f"{remote_folder(job)} of the volume {volume} holds a run of this name already; "
                 "take another name, or resume it"
             )
@@ -231,7 +231,7 @@ def _parallel(kinds: dict[str, list[Job]], most: int | None) -> dict[str, int]:
     if most is None:
         return {}
     if most < len(kinds):
-        raise Refused(
+        raise LaunchRefused(
             f"hydra.launcher.max_parallel={most}: the jobs need {len(kinds)} kinds of container, "
             f"each at least one at a time; give {len(kinds)} or more, or launch them apart"
         )
@@ -279,7 +279,7 @@ def _image(jobs: Sequence[Job]) -> Any:
     pip = dict.fromkeys(name for image in images for name in image.pip)
     pip_no_deps = dict.fromkeys(name for image in images for name in image.pip_no_deps)
     if different is not None:
-        raise Refused(
+        raise LaunchRefused(
             f"hydra.launcher.image: job {different.num} has another image than job {jobs[0].num}; "
             "a launch has one"
         )
@@ -288,7 +288,9 @@ def _image(jobs: Sequence[Job]) -> Any:
         image = image.apt_install(*conf.apt)
     if conf.requirements:
         if not Path(conf.requirements).is_file():
-            raise Refused(f"hydra.launcher.image.requirements={conf.requirements}: no such file")
+            raise LaunchRefused(
+                f"hydra.launcher.image.requirements={conf.requirements}: no such file"
+            )
         image = image.uv_pip_install(requirements=[conf.requirements])
     # The versions here, unless the requirements have their own: what is installed stays.
     needed = [name if conf.requirements else f"{name}=={version(name)}" for name in _NEEDED]
@@ -336,7 +338,9 @@ def _refuse_live(name: str) -> None:
             modal.App.lookup(name)
         except exception.NotFoundError:
             return
-    raise Refused(f"an app {name} is deployed already: another run of this name; take another name")
+    raise LaunchRefused(
+        f"an app {name} is deployed already: another run of this name; take another name"
+    )
 
 
 @contextmanager
@@ -362,14 +366,14 @@ def _explained() -> Iterator[None]:
         line = f"Modal refused: {error}"
     else:
         return
-    raise Refused(" ".join(line.split()))
+    raise LaunchRefused(" ".join(line.split()))
 
 
 def check_account() -> None:
     """Whether there is an account to run jobs with, before anything else is done."""
     config = modal.config.config
     if not (config.get("token_id") and config.get("token_secret")):
-        raise Refused("no Modal account is set up; run: modal token new (or use gpu=local)")
+        raise LaunchRefused("no Modal account is set up; run: modal token new (or use gpu=local)")
     with _explained():
         within(_PATIENCE, lambda: modal.Client.from_env().hello())
 

@@ -14,7 +14,7 @@ from hydra_modal_jobs.config import ModalJobsConf
 from hydra_modal_jobs.files import json_lines, write, write_json
 from hydra_modal_jobs.follow.screen import ENDED, Row, Screen
 from hydra_modal_jobs.jobs.job import CONTROL
-from hydra_modal_jobs.manifest import Record, name_of
+from hydra_modal_jobs.manifest import RunManifest, name_of
 from hydra_modal_jobs.worker.supervisor import seconds_of
 
 _LONG = 600.0  # seconds that jobs may be queued before that is said
@@ -29,7 +29,7 @@ class Left(KeyboardInterrupt):
 
 
 def watch(
-    record: Record,
+    record: RunManifest,
     rows: dict[int, Row],
     settings: ModalJobsConf,
     *,
@@ -68,7 +68,7 @@ def watch(
     return results
 
 
-def fetch(record: Record, entry: dict[str, Any], *, checkpoints: bool) -> list[str]:
+def fetch(record: RunManifest, entry: dict[str, Any], *, checkpoints: bool) -> list[str]:
     """Bring a job's files from its volume into its folder here. Returns the names fetched."""
     from hydra_modal_jobs.backends import modal_app as _modal
 
@@ -84,7 +84,7 @@ def fetch(record: Record, entry: dict[str, Any], *, checkpoints: bool) -> list[s
 class _Watcher:
     def __init__(
         self,
-        record: Record,
+        record: RunManifest,
         entries: dict[int, dict[str, Any]],
         rows: dict[int, Row],
         settings: ModalJobsConf,

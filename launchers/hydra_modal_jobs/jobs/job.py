@@ -25,7 +25,7 @@ from omegaconf.basecontainer import BaseContainer
 from packaging.version import Version
 
 from hydra_modal_jobs.config import ModalJobsConf
-from hydra_modal_jobs.errors import Refused
+from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.files import read_json, write_json
 from hydra_modal_jobs.jobs.compose import SweepLoader
 
@@ -72,7 +72,7 @@ class Job:
             try:
                 self.task = load_task(self.payload["task"])
             except (ImportError, AttributeError) as error:
-                raise Refused(
+                raise LaunchRefused(
                     f"{self.payload['task']['name']}: {error}; it was imported from "
                     f"{self.payload['task']['folder']}, resume it where that is"
                 ) from None

@@ -1,0 +1,285 @@
+"""Which input runs where: queues, containers, retries, timeouts, cancellations and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modal_proto import api_pb2
+
+from tests.fakes.control_plane.containers import Container
+from tests.fakes.control_plane.records import App, Attempt, Call, Function, Input, State, Status
+
+Serve = Callable[[Container, Path], Awaitable[None]]
+
+
+@dataclass
+class Settings:
+    """`grace`: seconds from SIGINT to SIGKILL; `idle`: how long a container waits for more work;
+    `most_containers`: of one function without `max_containers`; `crash_limit`: in a row, before an
+    ephemeral app's inputs fail; `container_environment`: variables as if they were the image's.
+    """
+
+    grace: float = 5.0
+    idle: float = 1.0
+    most_containers: int = 3
+    crash_limit: int = 3
+    container_environment: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Preemptions:
+    """Preempts this share of attempts, each after some seconds; the same ones for the same seed."""
+
+    share: float
+    seed: int
+    after: tuple[float, float]
+
+    def delay(self, item: Input) -> float | None:
+        attempt = len(item.attempts)
+        chance = random.Random(f"{self.seed}/{item.call.number}/{item.index}/{attempt}")
+        return chance.uniform(*self.after) if chance.random() < self.share else None
+
+
+class Scheduler:
+    """Lives on the plane's event loop; everything here is called there."""
+
+    def __init__(self, state: State, settings: Settings, plane_id: str, serve: Serve) -> None:
+        self.state = state
+        self.settings = settings
+        self.preemptions: Preemptions | None = None
+        self.containers: list[Container] = []
+        self.sockets = Path()
+        self.errors: list[str] = []
+        self._plane_id = plane_id
+        self._serve = serve
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def submit(self, item: Input) -> None:
+        self.state.inputs[item.id] = item
+        item.call.function.queue.append(item)
+        self.schedule(item.call.function)
+
+    def schedule(self, function: Function) -> None:
+        """Start as many containers as there are inputs due that no free container will take."""
+        self.state.changed.fire()
+        if self._closed or function.app.stopped:
+            return
+        own = [c for c in self.containers if c.function is function]
+        free = sum(c.current is None and not c.leaving for c in own)
+        due = sum(item.due <= time.time() for item in function.queue)
+        room = (function.max_containers or self.settings.most_containers) - len(own)
+        for _ in range(min(due - free, room)):
+            container = Container(self.state, function, self._plane_id)
+            self.containers.append(container)
+            task = asyncio.get_running_loop().create_task(self._run(container))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def next_input(self, container: Container) -> Input | None:
+        """Wait for an input; None tells the container to exit."""
+        queue = container.function.queue
+        deadline = time.time() + self.settings.idle
+        while not container.leaving and time.time() < deadline:
+            item = next((item for item in queue if item.due <= time.time()), None)
+            if item is not None:
+                queue.remove(item)
+                self._begin(container, item)
+                return item
+            await self.state.changed.wait(deadline - time.time())
+        container.leaving = True
+        return None
+
+    def take_output(self, container: Container, put: api_pb2.FunctionPutOutputsItem) -> None:
+        item, container.current = container.current, None
+        if item is None or item.id != put.input_id or not _holds(container, item):
+            return  # cancelled or timed out in the meantime
+        container.function.crashes = 0
+        output = api_pb2.FunctionGetOutputsItem(
+            result=put.result,
+            idx=item.index,
+            input_id=item.id,
+            data_format=put.data_format,
+            task_id=container.task_id,
+            input_started_at=put.input_started_at,
+            output_created_at=put.output_created_at,
+            retry_count=put.retry_count,
+        )
+        if put.result.status == Status.GENERIC_STATUS_SUCCESS:
+            self._finish(item, output, "success")
+        else:
+            self._fail(item, output, "failure")
+
+    def cancel(self, call: Call, terminate: bool) -> None:
+        running = {c.current.id: c for c in self.containers if c.current}
+        for item in call.inputs:
+            if item.output is not None:
+                continue
+            if item in call.function.queue:
+                call.function.queue.remove(item)
+            self._finish(
+                item, _failure(item, Status.GENERIC_STATUS_TERMINATED, "Cancelled"), "cancelled"
+            )
+            container = running.get(item.id)
+            if container is None:
+                continue
+            container.cancelled_inputs.append(item.id)
+            if terminate:
+                container.interrupt(self.settings.grace)
+            else:
+                loop = asyncio.get_running_loop()
+                loop.call_later(self.settings.grace, self._kill_if_busy, container, item)
+        self.state.changed.fire()
+
+    def stop_app(self, app: App) -> None:
+        """End what runs and give up what waits, as when an ephemeral app's client leaves."""
+        app.state = api_pb2.APP_STATE_STOPPED
+        for call in self.state.calls.values():
+            if call.function.app is app:
+                self.cancel(call, terminate=True)
+        for container in self.containers:
+            if container.function.app is app and container.current is None:
+                container.kill()
+        self.state.changed.fire()
+
+    def retire(self, function: Function) -> None:
+        """After a new deployment: containers of the old one take no further input."""
+        for container in self.containers:
+            if container.function is function:
+                container.leaving = True
+        self.state.changed.fire()
+
+    def running(self, call: Call) -> Container | None:
+        return next((c for c in self.containers if c.current and c.current.call is call), None)
+
+    def runs(self, app: App) -> bool:
+        return any(container.function.app is app for container in self.containers)
+
+    def preempt(self, container: Container) -> None:
+        container.preempted = True
+        container.interrupt(self.settings.grace)
+
+    async def close(self) -> None:
+        self._closed = True
+        for container in self.containers:
+            container.kill()
+        while self._tasks:
+            await asyncio.wait(self._tasks, timeout=0.1)
+            for container in self.containers:
+                container.kill()
+
+    async def _run(self, container: Container) -> None:
+        socket = self.sockets / f"{container.task_id}.sock"
+        try:
+            await self._serve(container, socket)
+            await container.run(socket, self.settings.container_environment or {})
+        except Exception as error:
+            self.errors.append(traceback.format_exc())
+            container.task_result = api_pb2.GenericResult(
+                status=Status.GENERIC_STATUS_FAILURE,
+                exception=f"The stand-in could not run the container: {error!r}",
+            )
+        finally:
+            if container.server is not None:
+                container.server.close()
+            self.containers.remove(container)
+            shutil.rmtree(container.folder, ignore_errors=True)
+        self._ended(container)
+
+    def _begin(self, container: Container, item: Input) -> None:
+        container.current = item
+        attempt = Attempt(container.task_id, time.time())
+        item.attempts.append(attempt)
+        loop = asyncio.get_running_loop()
+        seconds = container.function.definition.timeout_secs or 300
+        loop.call_later(seconds, self._time_out, container, item, attempt)
+        if self.preemptions and (delay := self.preemptions.delay(item)) is not None:
+            loop.call_later(delay, self._preempt_attempt, container, attempt)
+        self.state.changed.fire()
+
+    def _preempt_attempt(self, container: Container, attempt: Attempt) -> None:
+        if attempt.ending == "running" and not container.ended:
+            self.preempt(container)
+
+    def _time_out(self, container: Container, item: Input, attempt: Attempt) -> None:
+        if attempt.ending != "running":
+            return
+        seconds = container.function.definition.timeout_secs
+        message = f"Task's current input {item.id} hit its timeout of {seconds}s"
+        self._fail(item, _failure(item, Status.GENERIC_STATUS_TIMEOUT, message), "timeout")
+        container.kill()
+
+    def _kill_if_busy(self, container: Container, item: Input) -> None:
+        if container.current is item and not container.ended:
+            container.kill()
+
+    def _fail(self, item: Input, output: api_pb2.FunctionGetOutputsItem, ending: str) -> None:
+        """Once more if the retry policy allows, after its delay."""
+        function, policy = item.call.function, item.call.function.definition.retry_policy
+        if item.retries >= policy.retries:
+            self._finish(item, output, ending)
+            return
+        delay_ms = policy.initial_delay_ms * (policy.backoff_coefficient or 1.0) ** item.retries
+        item.retries += 1
+        item.attempts[-1].ending = ending
+        self._requeue(item, min(delay_ms, policy.max_delay_ms or delay_ms) / 1000)
+        self.schedule(function)
+
+    def _requeue(self, item: Input, delay: float) -> None:
+        function = item.call.function
+        item.due = time.time() + delay
+        function.queue.insert(0, item)
+        asyncio.get_running_loop().call_later(delay + 0.01, self.schedule, function)
+
+    def _finish(self, item: Input, output: api_pb2.FunctionGetOutputsItem, ending: str) -> None:
+        item.output = output
+        if item.attempts:
+            item.attempts[-1].ending = ending
+        self.state.changed.fire()
+
+    def _ended(self, container: Container) -> None:
+        """Run again what the container left undone: lost inputs do not count as retries."""
+        function, item = container.function, container.current
+        container.current = None
+        lost = item is not None and _holds(container, item)
+        if item is not None and lost:
+            item.attempts[-1].ending = "preempted" if container.preempted else "crashed"
+        if (lost or container.task_result) and not container.preempted:
+            function.crashes += 1
+        if function.crashes >= self.settings.crash_limit and _ephemeral(function.app):
+            for waiting in [*function.queue, *([item] if item and lost else [])]:
+                self._finish(waiting, _crashed(waiting, container), "crashed")
+            function.queue.clear()
+        elif item is not None and lost:
+            self._requeue(item, 0.0 if container.preempted else 0.2 * 2**function.crashes)
+        self.schedule(function)
+
+
+def _holds(container: Container, item: Input) -> bool:
+    """Whether the container's attempt at the input is the one that counts."""
+    attempt = item.attempts[-1]
+    return attempt.task_id == container.task_id and attempt.ending == "running"
+
+
+def _ephemeral(app: App) -> bool:
+    return app.state == api_pb2.APP_STATE_EPHEMERAL
+
+
+def _failure(item: Input, status: Status.ValueType, message: str) -> api_pb2.FunctionGetOutputsItem:
+    result = api_pb2.GenericResult(status=status, exception=message)
+    return api_pb2.FunctionGetOutputsItem(result=result, idx=item.index, input_id=item.id)
+
+
+def _crashed(item: Input, container: Container) -> api_pb2.FunctionGetOutputsItem:
+    """The container's own account, such as an import error's, where it gave one."""
+    output = _failure(item, Status.GENERIC_STATUS_FAILURE, "The container crashed repeatedly")
+    if container.task_result is not None:
+        output.result.CopyFrom(container.task_result)
+    return output

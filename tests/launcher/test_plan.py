@@ -1,0 +1,279 @@
+"""What a launch says and refuses before anything is spent, and what it sends along."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext, RunMode
+from hydra_modal_jobs import bundle as _source
+from hydra_modal_jobs import names as _names
+from hydra_modal_jobs import plan as _plan
+from hydra_modal_jobs import prices as _prices
+from hydra_modal_jobs.config import ModalJobsConf, SecretsConf, VolumesConf
+from hydra_modal_jobs.errors import LaunchRefused
+from hydra_modal_jobs.jobs import job as _job
+from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.secrets import Secrets
+
+from rl_experiments.commands.train import train
+from rl_experiments.config import schema
+from rl_experiments.config.schema import CONF_DIR
+from tests.conftest import Program
+from tests.fakes.control_plane import ControlPlane
+from tests.support.paths import CHECKOUT
+
+
+@pytest.fixture
+def context() -> Iterator[HydraContext]:
+    schema.register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        loader = GlobalHydra.instance().config_loader()
+        from hydra._internal.callbacks import Callbacks
+
+        yield HydraContext(config_loader=loader, callbacks=Callbacks())
+
+
+def composed(context: HydraContext, folder: Path, *overrides: str, num: int = 0) -> Job:
+    words = [*overrides, "name=x", f"hydra.sweep.dir={folder}/x"]
+    master = context.config_loader.load_configuration("config", words, RunMode.MULTIRUN)
+    return _job.compose(context, train, master, words, num=num)
+
+
+def cells(printed: str, job: int) -> list[str]:
+    """A job's row of the plan."""
+    line = next(line for line in printed.splitlines() if re.match(rf"\s*{job}\s\s", line))
+    return re.split(r"\s{2,}", line.strip())
+
+
+def test_a_plan_has_a_row_a_job_and_a_sum(program: Program, tmp_path: Path) -> None:
+    done = program("plan", "gpu=a10g,h100", "trainer.learning_rate=1e-6,3e-6")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "list prices of 2026-09-24" in done.stdout
+    rows = [cells(done.stdout, job) for job in range(4)]
+    assert [row[1] for row in rows] == [
+        f"gpu={gpu} trainer.learning_rate={rate}"
+        for gpu in ("a10g", "h100")
+        for rate in ("1e-06", "3e-06")
+    ]
+    # USD per hour of the GPU with an eighth of a core and of a GiB; four attempts of its timeout.
+    rest = 0.125 * (0.0000131 + 0.00000222) * 3600
+    total = 0.0
+    for row, gpu, per_second, timeout in (
+        (rows[0], "A10G", 0.000306, 7200),
+        (rows[3], "H100", 0.001097, 14400),
+    ):
+        per_hour = per_second * 3600 + rest
+        high = per_hour * 4 * timeout / 3600
+        assert row[2:] == [gpu, f"{per_hour:.2f}", "-", "-", f"{high:.2f}", "-"]
+        total += 2 * high
+    assert f"{total:.2f}" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # nothing is left of it
+
+
+def test_a_plan_of_local_jobs_has_times_and_no_prices(program: Program) -> None:
+    asked = ["evaluate", "policy=random,merge_greedy", "num_examples=5"]
+    assert program(*asked, "name=a").returncode == 0
+    done = program("plan", *asked)
+    assert cells(done.stdout, 0)[1:] == ["policy=random", "local", "0 s"]
+    assert "USD" not in done.stdout
+
+
+def test_the_workspaces_own_prices_are_used(
+    program: Program, tmp_path: Path, plane: ControlPlane
+) -> None:
+    plane.set_rates({"gpu_a10": "0.000500", "cpu": "0.0000131", "memory": "0.00000222"})
+    done = program("plan", "gpu=a10g", **plane.environment)
+    assert done.returncode == 0, done.stderr
+    assert "this workspace's rates now (2026-09-24 for the rest)" in done.stdout
+    assert cells(done.stdout, 0)[3] == "1.81"
+    plane.set_rates({"gpu_a10": "7"})  # of another order: not understood, so not believed
+    assert cells(program("plan", "gpu=a10g", **plane.environment).stdout, 0)[3] == "1.11"
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    with ControlPlane(tmp_path / "plane") as plane:
+        yield plane
+        assert plane.errors == []
+
+
+def test_fallbacks_and_regions_have_their_price() -> None:
+    low, high = _prices.TABLE.per_hour(ModalJobsConf(gpu="H100", gpu_fallback=["A100-80GB"]))
+    assert low is not None and high is not None and low < high
+    eight = _prices.TABLE.per_hour(ModalJobsConf(gpu="H100", gpu_count=8))[1]
+    assert eight == pytest.approx(8 * 0.001097 * 3600, rel=0.01)
+    plain, broad, narrow = (
+        _prices.TABLE.per_hour(ModalJobsConf(gpu="L4", region=region))[1] or 0.0
+        for region in (None, "eu", "us-east-1")
+    )
+    assert (broad / plain, narrow / plain) == pytest.approx((1.5, 1.75))
+    assert _prices.TABLE.per_hour(ModalJobsConf(gpu="X1")) == (None, None)
+
+
+def test_costs_are_expected_from_runs_of_the_same_shape(
+    context: HydraContext, tmp_path: Path
+) -> None:
+    job = composed(context, tmp_path, "gpu=a10g", "trainer.learning_rate=1e-6")
+    other = composed(context, tmp_path, "gpu=a10g", "trainer.max_steps=7")
+    for number, (state, seconds) in enumerate(
+        [("done", 1800), ("done", 3600), ("done", 5400), ("failed", 9)]
+    ):
+        folder = tmp_path / f"earlier/{number}/.job"
+        folder.mkdir(parents=True)
+        like = composed(context, tmp_path, "gpu=a10g", "trainer.learning_rate=9e-6")
+        result = {"state": state, "seconds": seconds, "shape": _job.shape(like)}
+        (folder / "result.json").write_text(json.dumps(result))
+    known, unknown = _plan.estimate([job, other], _prices.TABLE)
+    per_hour = known.per_hour[1]
+    assert per_hour is not None
+    assert (known.seconds, known.low, known.expected) == (3600, per_hour / 2, per_hour)
+    assert known.bound == known.expected and known.high == pytest.approx(per_hour * 8)
+    assert (unknown.low, unknown.expected) == (None, None) and unknown.bound == unknown.high
+    _plan.refuse_above([known], per_hour * 1.1, spent=0.0)
+    with pytest.raises(LaunchRefused, match="is expected to cost"):
+        _plan.refuse_above([known], per_hour * 1.1, spent=per_hour * 0.2)
+    shares = _plan.share([known, unknown], 10.0, spent=2.0)
+    assert sum(share or 0.0 for share in shares) == pytest.approx(8.0)
+
+
+REFUSED = [
+    ("gpu=a10g budget.max_usd=3", "budget.max_usd=3", "8.87 USD", "gpu.timeout"),
+    ("gpu=h100 gpu.count=9", "gpu.count=9", "from 1 to 8"),
+    ("gpu=h100 gpu.memory=0", "gpu.memory=0", "above 0"),
+    ("gpu=h100 gpu.retries=11", "gpu.retries=11", "from 0 to 10"),
+    ("gpu=h100 gpu.timeout=0", "gpu.timeout=0", "at least 1"),
+    ("gpu=h100 hydra.launcher.volumes.cache=/root", "volumes", "/root"),
+    ("gpu=h100 hydra.launcher.on_interrupt=maybe", "on_interrupt=maybe", "ask, cancel or leave"),
+    ("gpu=h100 model.path=.", "model.path=.", "cannot see"),
+    ("gpu=h100 trainer.num_generations=1", "trainer.num_generations=1", "at least 2"),
+    ("seed=0,1 hydra.sweep.subdir=s", "hydra.sweep.subdir", "hydra.job.num"),
+    ("gpu=h100 hydra.launcher.secrets.required=[NO_SUCH_KEY]", "NO_SUCH_KEY", ".env"),
+    ("gpu=h100 logger.project=canary-4711-value", "WANDB_API_KEY", "oc.env"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), [(words, said) for words, *said in REFUSED])
+def test_what_is_wrong_is_refused_in_one_line(
+    program: Program, tmp_path: Path, words: str, said: list[str]
+) -> None:
+    (tmp_path / ".env").write_text("WANDB_API_KEY=canary-4711-value\n")
+    done = program("plan", *words.split())
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in said)
+    assert "canary-4711-value" not in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_launch_without_an_account_is_refused(program: Program, tmp_path: Path) -> None:
+    none = {"MODAL_CONFIG_PATH": str(tmp_path / "none.toml")}
+    done = program("gpu=a10g", **none, MODAL_TOKEN_ID="", MODAL_TOKEN_SECRET="")
+    assert done.returncode == 1
+    assert done.stderr == "no Modal account is set up; run: modal token new (or use gpu=local)\n"
+
+
+def test_everything_that_a_job_imports_goes_along_and_nothing_secret(
+    context: HydraContext, tmp_path: Path
+) -> None:
+    job = composed(context, tmp_path, "gpu=a10g")
+    sent = _source.sources([job])
+    by_name = {str(remote.relative_to("/root")): path for path, remote in sent.items()}
+    for name in ("rl_experiments", "environments", "conf", "hydra_modal_jobs"):
+        assert by_name[name].is_dir(), name
+    assert by_name["conf"] == CONF_DIR and _source.is_config(CONF_DIR, [job])
+    assert CHECKOUT not in sent and not any("site-packages" in str(path) for path in sent)
+    assert all(remote.is_relative_to(PurePosixPath("/root")) for remote in sent.values())
+    for name in (".env", ".env.local", "a/.git/config", ".venv/lib/x.py", "runs/a/0/log.txt"):
+        assert _source.ignored(Path(name)), name
+    for name in ("__pycache__/a.pyc", "keys/id_rsa", "certs/a.pem", ".netrc", "wandb/run/x"):
+        assert _source.ignored(Path(name)), name
+    for name in ("game.py", "words.txt", "data/questions.jsonl", "README.md"):
+        assert not _source.ignored(Path(name)), name
+    assert _source.not_config(Path("notes.txt")) and not _source.not_config(Path("env/a.yaml"))
+
+
+def test_names_are_made_valid_and_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _names.valid("rl-experiments-ann-x_1.0") == "rl-experiments-ann-x_1.0"
+    made = [_names.valid(name) for name in ("a b", "a-b", "a/b", "é", "x" * 80, "x" * 81)]
+    assert len(set(made)) == 6
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) for name in made)
+    for name in ("EXPERIMENTER", "EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_volumes_of_the_original_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EXPERIMENTER", "EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".env").write_text("EXPERIMENTER=ann\n")
+    settings = ModalJobsConf(
+        volumes=VolumesConf(prefix="verifiers"), secrets=SecretsConf(dotenv=f"{tmp_path}/.env")
+    )
+    assert _names.volume_names(settings) == {
+        "/cache": "verifiers-cache-ann-default",
+        "/outputs": "verifiers-outputs-ann-default",
+    }
+    monkeypatch.setenv("EXPERIMENT_NAME", "long run")
+    names = _names.volume_names(settings)
+    assert names["/cache"].startswith("verifiers-cache-ann-long-run-")
+    settings.volumes.outputs = "/cache"
+    with pytest.raises(LaunchRefused, match=r"hydra\.launcher\.volumes\.cache"):
+        _names.volume_names(settings)
+
+
+def test_secrets_come_from_dotenv_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "of-the-environment")
+    monkeypatch.setenv("WANDB_API_KEY", "this-one-wins")
+    monkeypatch.setenv("UNRELATED_TOKEN", "stays-here")
+    (tmp_path / ".env").write_text("WANDB_API_KEY=of-the-file\nEXPERIMENTER=ann\nOPENAI_API_KEY=\n")
+    secrets = Secrets.find(SecretsConf(dotenv=f"{tmp_path}/.env", environment=["HF_TOKEN"]))
+    assert secrets.names == ["HF_TOKEN", "WANDB_API_KEY"]
+    assert secrets.values()["WANDB_API_KEY"] == "this-one-wins"
+    assert secrets.redact("key=this-one-wins!") == "key=[WANDB_API_KEY]!"
+    assert "wins" not in repr(secrets)
+
+
+def test_the_example_has_every_variable_that_jobs_are_given() -> None:
+    lines = (CHECKOUT / ".env.example").read_text().splitlines()
+    example = {line.partition("=")[0] for line in lines if line and not line.startswith("#")}
+    launcher = yaml.safe_load((CONF_DIR / "hydra/launcher/rl.yaml").read_text())
+    assert example == {
+        *launcher["secrets"]["environment"],
+        *("EXPERIMENTER", "EXPERIMENT_NAME"),
+    }
+
+
+def test_gpus_have_the_resources_of_the_originals(context: HydraContext, tmp_path: Path) -> None:
+    def resources(gpu: str) -> tuple[object, ...]:
+        found = composed(context, tmp_path, f"gpu={gpu}").settings
+        return found.gpu, found.cpu, found.memory, found.timeout
+
+    assert resources("a10g") == ("A10G", None, None, 7200)
+    assert resources("a100_40gb") == ("A100-40GB", 8.0, 32768, 14400)
+    assert resources("a100") == resources("a100_80gb") == ("A100-80GB", 8.0, 32768, 14400)
+    kinds = {path.stem for path in (CONF_DIR / "gpu").glob("*.yaml")} - {"local", "a100"}
+    assert {resources(kind)[0] for kind in kinds} == {
+        *("T4", "L4", "A10G", "L40S", "A100-40GB", "A100-80GB", "H100", "H200", "B200")
+    }
+
+
+def test_the_image_has_the_versions_that_are_installed_here() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    launcher = yaml.safe_load((CONF_DIR / "hydra/launcher/rl.yaml").read_text())
+    assert (
+        launcher["image"]["pip"].startswith("${extras:vllm,")
+        and "vllm" in project["optional-dependencies"]
+    )
+    for line in (CHECKOUT / "requirements.lock").read_text().splitlines():
+        name, _, pinned = line.partition("==")
+        assert version(name).partition("+")[0] == pinned, name

@@ -1,0 +1,304 @@
+"""The audit: it finds each planted fault and names it, and the shipped environments pass."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+
+from environments import End, Environment, ScriptedPolicy, Step
+from environments.bfcl_single_turn import BfclSingleTurn
+from environments.bfcl_single_turn.calls import read
+from environments.bfcl_single_turn.official import official
+from environments.game2048 import Game2048
+from environments.wordle import Wordle
+from rl_experiments.audit.environment import EnvironmentAudit
+from rl_experiments.commands.audit import audit
+from rl_experiments.config import schema
+from rl_experiments.errors import UserError
+
+MISSING = ""
+try:
+    official()
+except ValueError as error:
+    MISSING = str(error)
+needs_bfcl = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+Rule = Callable[[str, int], float]
+
+
+def right_only(reply: str, number: int) -> float:
+    return float(reply == f"say {number}")
+
+
+@dataclass
+class Parrot(Environment):
+    """Say the number that is asked for."""
+
+    rule: ClassVar[Rule] = right_only
+    baselines: ClassVar[dict[str, ScriptedPolicy]] = {
+        "random": lambda env, rng: f"say {rng.randrange(10)}",
+        "oracle": lambda env, rng: f"say {env.number}",
+    }
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        self.number = Random(f"parrot/{seed}").randrange(10)
+        return f"Case {seed}: say {self.number} without the case"
+
+    def step(self, reply: str) -> Step:
+        reward = type(self).rule(reply, self.number)
+        return Step(reward=reward, end=End.WON if reward == 1 else End.LOST)
+
+
+def parrot(rule: Rule, **others: Any) -> Environment:
+    made = type("Planted", (Parrot,), {"rule": staticmethod(rule), **others})
+    found: Environment = made()
+    return found
+
+
+def faults(environment: Environment, num_examples: int = 60) -> str:
+    return "\n".join(EnvironmentAudit(environment, num_examples).faults)
+
+
+def test_a_sound_environment_has_no_fault() -> None:
+    found = EnvironmentAudit(parrot(right_only), 60)
+    assert found.faults == [] and found.notes == []
+    assert found.oracle == "oracle" and found.results["oracle"].rewards == [1.0] * 60
+    assert found.results["empty"].ends == {End.LOST: 60}
+
+
+def by_length(reply: str, number: int) -> float:
+    return right_only(reply, number) or min(1.0, len(reply) / 1000)
+
+
+def by_format(reply: str, number: int) -> float:
+    return float(reply.strip() == "say") or right_only(reply, number)
+
+
+def if_it_is_in_there(reply: str, number: int) -> float:
+    return float(f"say {number}" in reply)
+
+
+def mostly_seven(reply: str, number: int) -> float:
+    return 0.9 if reply == "say 7" else right_only(reply, number)
+
+
+def of_echo(reply: str, number: int) -> float:
+    return float("Case" in reply) or right_only(reply, number)
+
+
+@pytest.mark.parametrize(
+    ("rule", "policy"),
+    [
+        (by_length, "random_bytes"),
+        (by_length, "long"),
+        (by_format, "format_only"),
+        (if_it_is_in_there, "all_answers"),
+        (if_it_is_in_there, "echo"),
+        (mostly_seven, "constant"),
+        (of_echo, "echo_all"),
+        (lambda reply, number: float(not reply), "empty"),
+    ],
+)
+def test_a_policy_without_skill_that_earns_is_found(rule: Rule, policy: str) -> None:
+    found = EnvironmentAudit(parrot(rule), 60)
+    earned = found.results[policy].mean
+    assert earned and earned.value > 0.5
+    assert "a policy without skill comes near the oracle" in "\n".join(found.faults)
+    near = found.found["a policy without skill comes near the oracle"]
+    assert any(line.startswith(f"{policy} earns {earned.value:.3f}") for line in near)
+
+
+def fails_on_odd_digits(reply: str, number: int) -> float:
+    text = reply.removeprefix("say ")
+    return float(text != reply and text.isdigit() and int(text) == number)
+
+
+def slow_on_long_replies(reply: str, number: int) -> float:
+    if len(reply) > 10_000:
+        until = time.thread_time() + 0.08
+        while time.thread_time() < until:
+            pass
+    return right_only(reply, number)
+
+
+def silence_is_better(reply: str, number: int) -> float:
+    return -1.0 if reply == f"say {number}" else 0.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        (lambda reply, number: right_only(reply, number) * 1e6, r"too great: random at .* 1e\+06"),
+        (lambda reply, number: 0.5, "rewards vary in no group"),
+        (lambda reply, number: 0.5, "skill does not pay: oracle less random is 0.000"),
+        (lambda reply, number: math.nan if "3" in reply else 0.0, "not finite: random at .*, nan"),
+        (lambda reply, number: len(reply) / 0 if "\0" in reply else 0.0, "ZeroDivisionError"),
+        (fails_on_odd_digits, "fails: odd_words at .*, to 'say .*', ValueError: "),
+        (slow_on_long_replies, "slow: long at seed 0, replies of up to 20000 characters, "),
+        (silence_is_better, "skill does not pay: oracle less random is -"),
+        (silence_is_better, "comes near the oracle: empty earns 0.000 .*, first reply ''"),
+    ],
+)
+def test_a_faulty_reward_is_found(rule: Rule, fault: str) -> None:
+    assert re.search(fault, faults(parrot(rule)))
+
+
+def test_a_policy_stops_where_a_step_is_slow() -> None:
+    found = EnvironmentAudit(parrot(slow_on_long_replies), 20)
+    assert len(found.results["long"].rewards) == 1
+    assert len(found.results["all_answers"].rewards) == 20
+
+
+def test_no_policy_without_skill_is_given_the_answer() -> None:
+    def own(self: Any, seed: int, *, member: int = 0) -> str:
+        self.number = 1000 + seed
+        return "say it"
+
+    found = EnvironmentAudit(parrot(if_it_is_in_there, reset=own), 40)
+    assert found.results["oracle"].rewards == [1.0] * 40
+    for name in ("all_answers", "answer_of_another", "all_random"):
+        assert found.results[name].rewards == [0.0] * 40
+
+
+def test_what_is_slow_once_is_no_fault() -> None:
+    loaded: list[bool] = []
+
+    def slow_at_first(reply: str, number: int) -> float:
+        if not loaded:
+            loaded.append(True)
+            slow_on_long_replies("a" * 10_001, number)
+        return right_only(reply, number)
+
+    assert faults(parrot(slow_at_first)) == "" and loaded
+
+
+def test_resets_that_are_not_a_seeds_own_are_found() -> None:
+    calls = iter(range(10**9))
+
+    def unseeded(self: Any, seed: int, *, member: int = 0) -> str:
+        return Parrot.reset(self, seed) + " " * (next(calls) % 11)
+
+    def by_member(self: Any, seed: int, *, member: int = 0) -> str:
+        return Parrot.reset(self, seed + 2 * member)
+
+    found = faults(parrot(right_only, reset=unseeded))
+    assert "a seed differs when played again: seed 0, its task (and " in found
+    found = faults(parrot(right_only, reset=by_member))
+    assert found.startswith("members of a group get different tasks: seed 0 (and 24 more)")
+
+
+def test_rewards_that_are_not_of_the_replies_alone_are_found() -> None:
+    def lucky(reply: str, number: int) -> float:
+        return right_only(reply, number) * next(luck)
+
+    luck = iter(Random(0).random, 2.0)
+    found = faults(parrot(lucky))
+    assert "a seed differs when played again: seed " in found
+    assert "its episode with the same replies" in found
+
+
+def test_evaluation_on_training_tasks_is_noted() -> None:
+    def shared(self: Any, seed: int, *, member: int = 0) -> str:
+        return Parrot.reset(self, seed // 2 % 15)
+
+    def hidden(self: Any, seed: int, *, member: int = 0) -> str:
+        Parrot.reset(self, seed)
+        return "say it"
+
+    found = EnvironmentAudit(parrot(right_only, reset=shared), 60)
+    assert found.notes == ["all 15 tasks seen in evaluation are in training too"]
+    assert EnvironmentAudit(parrot(right_only, reset=hidden), 60).notes == []
+
+
+def endless(self: Any, reply: str) -> Step:
+    return Step(observation="go on", reward=0.01)
+
+
+def endless_unless_right(self: Any, reply: str) -> Step:
+    step = Parrot.step(self, reply)
+    return step if "say" in reply else endless(self, reply)
+
+
+def test_an_episode_without_end_is_found_where_the_baselines_play() -> None:
+    started = time.monotonic()
+    found = EnvironmentAudit(parrot(right_only, step=endless), 60)
+    assert "an episode has no end in 5000 turns: random at seed 0 (and 1 more)" in found.faults
+    assert time.monotonic() - started < 10
+    # The others are cut, as a limit on tokens would.
+    found = EnvironmentAudit(parrot(right_only, step=endless_unless_right), 60)
+    assert found.faults == [] and found.results["empty"].ends == {End.TRUNCATED: 60}
+    assert any(
+        "only a limit (here 20 turns) ends episodes: empty 60" in note for note in found.notes
+    )
+    lost = parrot(right_only, step=endless_unless_right, truncate=lambda self: Step())
+    assert "truncate() does not end an episode: empty at seed 0" in faults(lost)
+
+
+def test_a_baseline_that_raises_is_found() -> None:
+    scripts = {**Parrot.baselines, "clumsy": lambda env, rng: env.number.missing}
+    found = faults(parrot(right_only, baselines=scripts))
+    assert found.startswith("a play fails: clumsy at seed 0, to '', the policy raises AttributeEr")
+
+
+def test_failing_everywhere_is_a_line() -> None:
+    def broken(self: Any, seed: int, *, member: int = 0) -> str:
+        raise KeyError("number")
+
+    found = EnvironmentAudit(parrot(right_only, reset=broken), 20)
+    assert "a play fails: random at seed 0, KeyError: 'number'" in "\n".join(found.faults)
+    assert found.results["empty"].mean is None
+
+
+def original(self: BfclSingleTurn, reply: str) -> Step:
+    """As the system before this one graded: 1 for any well-formed call, whatever the answer."""
+    is_call = bool(read(reply).calls)
+    return Step(reward=float(is_call), end=End.WON if is_call else End.INVALID)
+
+
+@needs_bfcl
+def test_the_original_reward_of_function_calls_fails() -> None:
+    @dataclass
+    class Original(BfclSingleTurn):
+        step = original
+
+    found = EnvironmentAudit(Original(), 60)
+    assert "skill does not pay" in found.found
+    near = found.found["a policy without skill comes near the oracle"]
+    assert any(line.startswith("constant earns 1.000") for line in near)
+
+
+@pytest.mark.parametrize(
+    "environment", [Wordle(words="tiny"), Game2048(win_value=32, max_moves=30)]
+)
+def test_shipped_environments_pass(environment: Environment) -> None:
+    found = EnvironmentAudit(environment, 60)
+    assert found.faults == []
+    expected = "oracle" if isinstance(environment, Wordle) else "merge_greedy"
+    assert found.oracle == expected
+
+
+@needs_bfcl
+def test_function_calls_pass() -> None:
+    assert faults(BfclSingleTurn()) == ""
+
+
+def test_the_verb_prints_a_table_and_fails_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    schema.register()
+    audit(["env=wordle", "num_examples=40"])
+    shown = capsys.readouterr().out
+    assert "name=wordle words=tiny" in shown and "no fault found" in shown
+    assert re.search(r"oracle +40 +1\.700  1\.700 to 1\.700", shown)
+    with pytest.raises(UserError, match=r"^env=wordle: 1 fault found$"):
+        audit(["env=wordle", "num_examples=40", "env.exact_weight=90", "env.partial_weight=90"])
+    assert "a reward is too great: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="num_examples=5: audit needs at least 20"):
+        audit(["num_examples=5"])
+    with pytest.raises(UserError, match="only settings are taken here"):
+        audit(["--help"])

@@ -1,0 +1,223 @@
+"""Whole runs over a store: killed, faulty, down, on another machine, with a second writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import equal
+
+from rl_experiments.checkpoints.checkpointer import alone
+from rl_experiments.checkpoints.local import is_whole, step_of
+from tests.conftest import SMALL, Program, Warm
+from tests.rl_experiments.training.test_training import started
+from tests.support.faults import FaultProxy
+from tests.support.stores import bucket_of, moto, proxy, rclone, surroundings
+
+__all__ = ["moto", "proxy", "rclone", "surroundings"]  # fixtures
+
+RUN = [*SMALL, "num_examples=4", "trainer.max_steps=8"]
+STORE = "checkpoint.store=s3://bucket/prefix"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, run_in: Program) -> Path:
+    """The run folder of the experiment, and beside it a store in a folder."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    # Evaluations while it trains leave the other runs' results as they are.
+    evaluated = ["evaluation.every_steps=4", "evaluation.validation_examples=6"]
+    kept = ["checkpoint.keep_every=4", "checkpoint.keep_best=eval/reward"]
+    settings = [*RUN, "name=one", "checkpoint.store=store", *evaluated, *kept]
+    run_in(cwd, *settings).check_returncode()
+    return cwd / "runs/one/0"
+
+
+def aws() -> dict[str, str]:
+    """The variables that the fixtures have set, for programs."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def steps(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def stored(store: Path, name: str) -> dict[int, Path]:
+    """The checkpoints of a store in a folder."""
+    found = (store / "rl-experiments/models" / name).glob("*/manifest.json")
+    return {int(path.parent.name): path.parent for path in found}
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    left, right = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert left.keys() == right.keys() and all(equal(left[name], right[name]) for name in left)
+
+
+def test_the_store_holds_what_the_rules_keep(undisturbed: Path) -> None:
+    store = stored(undisturbed.parents[2] / "store", "one-0")
+    assert sorted(store) == [4, 6, 8]
+    local = {step_of(path): path for path in (undisturbed / "checkpoints").iterdir()}
+    assert sorted(local) == [4, 6, 8]
+    assert all(is_whole(path) for path in [*store.values(), *local.values()])
+    kept = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert kept | {"model.safetensors"} < {path.name for path in store[8].iterdir()}
+    told = json.loads((store[8] / "manifest.json").read_text())
+    assert told["metrics"]["reward"] and told["metrics"]["step"] == 8.0
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/reward" in line] == [4, 8]
+    played = (undisturbed / "validation/validation.jsonl").read_text().splitlines()
+    assert len(played) == 6 and json.loads(played[0])["seed"] > 1 << 30
+    assert told["metrics"]["eval/reward"] == lines[-1]["eval/reward"]
+    assert (store[8] / "run/metrics.jsonl").read_text() == (
+        undisturbed / "metrics.jsonl"
+    ).read_text()
+
+
+def test_killed_over_a_faulty_store_nothing_is_lost(
+    undisturbed: Path,
+    proxy: FaultProxy,
+    program: Program,
+    program_environment: dict[str, str],
+    warm: Warm,
+    tmp_path: Path,
+) -> None:
+    proxy.rate, proxy.slow = 0.3, 0.1
+    settings = [*RUN, "name=killed", STORE, "checkpoint.close_timeout=60"]
+    run, rng, furthest = tmp_path / "runs/killed/0", random.Random(7), 0
+    environment = {**program_environment, **aws()}
+    for attempt in range(2):
+        process = started(settings, cwd=tmp_path, env=environment, warm=warm)
+        deadline = time.monotonic() + 120
+        while not any(step > furthest for step in sealed(run)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        furthest = max(sealed(run))
+        if attempt == 0:
+            settings.append("resume=true")
+        if attempt == 1:  # the disk goes with the container, once what it held is in the store
+            proxy.rate = 0.0
+            pushed = program("push", "killed", **aws())
+            assert pushed.returncode == 0 and f"{furthest} are in" in pushed.stdout
+            proxy.rate = 0.3
+            shutil.rmtree(run / "checkpoints")
+    done = program(*settings, **aws())
+    assert (done.returncode, done.stderr) == (0, "")
+    began = next(line for line in done.stdout.splitlines() if line.startswith("Going on from"))
+    assert int(began.split()[-1]) >= furthest >= 4
+    assert steps(run) == [2, 4, 6, 8]
+    assert_same_weights(run / "checkpoints/checkpoint-8", undisturbed / "checkpoints/checkpoint-8")
+    proxy.rate = 0.0
+    keys = [found.key for found in bucket_of(proxy.url).objects.filter(Prefix="prefix")]
+    manifests = [key for key in keys if key.endswith("/manifest.json")]
+    at = "prefix/rl-experiments/models/killed-0"
+    assert manifests == [f"{at}/000006/manifest.json", f"{at}/000008/manifest.json"]
+    assert not any("lease" in key for key in keys)
+    assert len(proxy.faults) > 10
+    # What is there can be played, by its address.
+    played = program(
+        "evaluate", "num_examples=4", "env.max_moves=8", f"checkpoint=s3://bucket/{at}", **aws()
+    )
+    assert played.returncode == 0, played.stderr
+    last = (run / "evaluation.json").read_text()
+    after = next(p for p in json.loads(last)["policies"] if p["policy"] == "after")
+    assert f"{after['reward']['value']:.3f}" in played.stdout
+
+
+def sealed(run: Path) -> list[int]:
+    found = (run / "checkpoints").glob("checkpoint-*/manifest.json")
+    return [step_of(path.parent) for path in found]
+
+
+def test_another_machine_goes_on_if_it_may_trust_the_store(
+    undisturbed: Path, program: Program, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed.parents[2] / "store", tmp_path / "store")
+    there = stored(tmp_path / "store", "one-0")
+    for step in (6, 8):
+        shutil.rmtree(there[step])
+    settings = [*RUN, "name=one", "checkpoint.store=store"]
+    refused = program(*settings)
+    assert refused.returncode == 1 and "holds step 4 of a run of this name" in refused.stderr
+    shutil.rmtree(tmp_path / "runs")
+    refused = program(*settings, "resume=true")
+    assert refused.returncode == 1 and "checkpoint.trust_store=true" in refused.stderr
+    done = program(*settings, "resume=true", "checkpoint.trust_store=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Going on from step 4" in done.stdout
+    run = tmp_path / "runs/one/0"
+    assert steps(run) == [2, 4, 6, 8]
+    assert_same_weights(run / "checkpoints/checkpoint-8", undisturbed / "checkpoints/checkpoint-8")
+
+
+def test_a_store_that_goes_away_stops_no_run(
+    proxy: FaultProxy, program: Program, tmp_path: Path
+) -> None:
+    def fail(method: str, path: str) -> None:
+        proxy.down = proxy.down or "/000002/" in path
+
+    proxy.before = fail
+    settings = [*RUN, "name=down", STORE, "checkpoint.close_timeout=1", "checkpoint.keep_latest=9"]
+    done = program(*settings, **aws())
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "steps 2, 4, 6, 8 could not be uploaded and are kept in" in said
+    assert "Push with: python -m rl_experiments push down" in said
+    proxy.before, proxy.down = lambda method, path: None, False
+    pushed = program("push", "down", **aws())
+    assert pushed.returncode == 0, pushed.stderr
+    assert "runs/down/0: steps 2, 4, 6, 8 are in s3://bucket/prefix" in pushed.stdout
+    keys = [found.key for found in bucket_of(proxy.url).objects.all()]
+    assert sum(key.endswith("/manifest.json") for key in keys) == 4
+
+
+def test_what_would_fail_later_is_refused_before_any_work(
+    proxy: FaultProxy, program: Program, tmp_path: Path
+) -> None:
+    refused = program(*RUN, "name=x", "checkpoint.store=s3://absent/prefix", **aws())
+    said = "checkpoint.store=s3://absent/prefix: there is no such bucket ("
+    assert refused.returncode == 1 and refused.stderr.startswith(said)
+    assert "loading" not in refused.stdout
+    (tmp_path / "runs/x/0").mkdir(parents=True, exist_ok=True)
+    with alone(tmp_path / "runs/x/0"):
+        second = program(*RUN, "name=x", "resume=true")
+    assert second.returncode == 1
+    assert "another process writes this run" in second.stderr and "loading" not in second.stdout
+
+
+OWN = """
+def train(config, run):
+    found = run.rewind()
+    done = int((found / "state.json").read_text()) if found else 0
+    for step in range(done + 1, config.trainer.max_steps + 1):
+        made = run.checkpoints / f"checkpoint-{step}"
+        made.mkdir(parents=True)
+        (made / "state.json").write_text(str(step))
+        run.log_metrics(step, {"score": -float(step)})
+        run.seal(step)
+        if step == 3 and not config.resume:
+            raise SystemExit("killed")
+    return float(done)
+"""
+
+
+def test_a_training_function_of_ones_own_has_the_store(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    own = ["trainer.target=own:train", "name=own", "trainer.max_steps=8", "checkpoint.store=store"]
+    own += ["checkpoint.keep_best=score", "checkpoint.keep_latest=1"]
+    path = {"PYTHONPATH": str(tmp_path)}
+    assert program(*own, **path).returncode == 1
+    assert sorted(stored(tmp_path / "store", "own-0")) == [1, 3]
+    done = program(*own, "resume=true", **path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(stored(tmp_path / "store", "own-0")) == [1, 8]
+    assert steps(tmp_path / "runs/own/0") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert " 3 " in done.stdout  # its metric: where it went on from

@@ -1,0 +1,300 @@
+"""Models behind OpenAI-compatible addresses, over real HTTP on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from environments import evaluation_seed
+from environments.tool_test import ToolTest
+from environments.wordle import Wordle
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec
+from tests.conftest import Program, command
+from tests.fakes.openai_server import KINDS, Body, OpenAIServer
+
+KEY = "sk-a-secret-of-the-tests"
+WORDS = ("crane", "slate", "audio", "mount")
+
+
+def guess(body: Body) -> str:
+    """Word number n as the n-th guess, whatever the answer."""
+    turns = sum(message["role"] == "assistant" for message in body["messages"])
+    return f"<think>so</think>\n<guess>{WORDS[turns % len(WORDS)]}</guess>"
+
+
+def call(body: Body) -> Body:
+    """What the request of the tool test asks for, by the API's own calls."""
+    asked = body["messages"][1]["content"]
+    lines = re.findall(r"^- (\w+): (.*)$", asked, re.MULTILINE)
+    calls = [(name, "{" + re.sub(r"(\w+)=", r'"\1": ', given) + "}") for name, given in lines]
+    return {"tool_calls": [_call(number, *each) for number, each in enumerate(calls)]}
+
+
+def _call(number: int, name: str, arguments: str) -> Body:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{number}", "type": "function", "function": function}
+
+
+def settings(server: OpenAIServer, *more: str, num_examples: int = 20) -> list[str]:
+    return [
+        *("evaluate", "env=wordle", "env.guesses=3", "name=e", f"num_examples={num_examples}"),
+        *("model=openai", "model.name=a/model", f"model.base_url={server.url}"),
+        *("policies=[model]", "model.deadline=60", *more),
+    ]
+
+
+def episodes(folder: Path, name: str = "a_model") -> list[dict[str, Any]]:
+    lines = (folder / f"runs/e/0/evaluation/{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def expected(index: int) -> float | None:
+    """The reward of an evaluation episode that `guess` plays."""
+    episode = Episode(Wordle(guesses=3), EpisodeSpec(evaluation_seed(index)))
+    while not episode.over:
+        turns = [{"role": "assistant"}] * (len(episode.trajectory.turns) - 1)
+        episode.reply(guess({"messages": turns}))
+    return episode.trajectory.reward
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_example_is_scored_once_whatever_the_server_does(
+    program: Program, tmp_path: Path, stream: bool
+) -> None:
+    with OpenAIServer(guess, seed=stream) as server:
+        server.rate, server.most_faults, server.hang = 1.0, 2 * len(KINDS), 4.0
+        words = settings(server, f"model.stream={stream}", "model.timeout=2")
+        done = program(*words, OPENAI_API_KEY=KEY)
+        assert done.returncode == 0, done.stderr
+        assert {*server.faults} == {*KINDS}
+    found = episodes(tmp_path)
+    assert sorted(e["seed"] for e in found) == [evaluation_seed(i) for i in range(20)]
+    assert [e["reward"] for e in sorted(found, key=lambda e: e["seed"])] == [
+        expected(index) for index in range(20)
+    ]
+    # Each turn was answered once, but where the answer was lost on the way.
+    asked = Counter(json.dumps(body["messages"]) for body in server.answered)
+    turns = sum(episode["turns"] for episode in found)
+    assert asked.total() == turns
+    assert sum(e["prompt_tokens"] for e in found) == 100 * turns
+    row = next(line for line in done.stdout.splitlines() if "model" in line and " 0." in line)
+    assert "20" in row.split()
+    everything = "".join(
+        path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()
+    )
+    assert KEY not in done.stdout + done.stderr + everything
+    assert {*server.keys} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("one_a_turn", [False, True])
+def test_tools_are_called_by_the_api(
+    program: Program, tmp_path: Path, stream: bool, one_a_turn: bool
+) -> None:
+    def reply(body: Body) -> Any:
+        whole = call(body)
+        if not one_a_turn:
+            return whole
+        results = sum(message["role"] == "tool" for message in body["messages"])
+        calls = whole["tool_calls"][results : results + 1]
+        return {"tool_calls": calls} if calls else "done"
+
+    with OpenAIServer(reply) as server:
+        words = [f"env.one_a_turn={one_a_turn}", f"model.stream={stream}", "num_examples=6"]
+        done = program(
+            *("evaluate", "env=tool_test", "name=e", "model=openai", "model.name=m"),
+            *(f"model.base_url={server.url}", *words),
+        )
+        assert done.returncode == 0, done.stderr
+    found = episodes(tmp_path, "m")
+    assert [episode["won"] for episode in found] == [True] * 6
+    names = {tool["function"]["name"] for tool in server.requests[0]["tools"]}
+    assert names == {tool["function"]["name"] for tool in ToolTest().tools}
+    if one_a_turn:
+        last = max(server.requests, key=lambda body: len(body["messages"]))["messages"]
+        told = [m["tool_call_id"] for m in last if m["role"] == "tool"]
+        made = [c["id"] for m in last if m.get("tool_calls") for c in m["tool_calls"]]
+        assert told == made and len(told) >= 2
+
+
+def test_a_stopped_evaluation_goes_on_without_paying_twice(
+    program: Program, program_environment: dict[str, str], tmp_path: Path
+) -> None:
+    with OpenAIServer(guess) as server:
+        server.latency = 0.15
+        words = settings(server, "model.concurrency=4")
+        process = subprocess.Popen(
+            command(words), cwd=tmp_path, env=program_environment, stderr=subprocess.PIPE, text=True
+        )
+        while len(server.answered) < 20:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and "resume e" in said
+        paid = len(server.answered)
+        assert paid < 60 and server.most_at_once == 4
+        server.latency = 0.0
+        # Killed: what had been answered and written is known afterwards too.
+        again = [*words, "resume=true"]
+        killed = subprocess.Popen(command(again), cwd=tmp_path, env=program_environment)
+        server.latency = 0.15
+        while len(server.answered) < paid + 10:
+            time.sleep(0.02)
+        server.latency = 60.0  # nothing is under way but what waits
+        time.sleep(1.0)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        server.latency = 0.0
+        done = program(*words, "resume=true")
+        assert done.returncode == 0, done.stderr
+        assert "answers known from before" in done.stdout
+    asked = Counter(json.dumps(body["messages"]) for body in server.answered)
+    found = episodes(tmp_path)
+    assert len({episode["seed"] for episode in found}) == len(found) == 20
+    assert asked.total() == sum(episode["turns"] for episode in found)
+
+
+def test_what_cannot_be_answered_is_named_as_failed_and_played_later(
+    program: Program, tmp_path: Path
+) -> None:
+    boards: list[str] = []
+
+    def reply(body: Body) -> Any:
+        boards.append(body["messages"][1]["content"])
+        return {"content": 7} if boards[-1] == boards[0] else "<move>left</move>"  # 7 is no text
+
+    with OpenAIServer(reply) as server:
+        words = ["evaluate", "env=game2048", "env.max_moves=3", "name=e", "num_examples=3"]
+        words += ["model=openai", "model.name=m", f"model.base_url={server.url}"]
+        words += ["model.deadline=2", "model.concurrency=1"]
+        done = program(*words)
+        assert done.returncode == 0, done.stderr
+        assert "1 episodes failed" in done.stdout
+        found = episodes(tmp_path, "m")
+        error = next(e["error"] for e in found if e["end"] == "failed")
+        assert len(found) == 3 and "no completion" in error and "model.deadline=2" in error
+        paid, boards[0] = len(server.answered), ""
+        done = program(*words, "resume=true")
+        assert done.returncode == 0 and len(server.answered) - paid == 3  # of that episode alone
+    assert Counter(e["end"] for e in episodes(tmp_path, "m")) == {"truncated": 3}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ((401, {"error": {"message": f"wrong key {KEY}"}}), "refuses the key"),
+        ((404, {"error": {"message": "no such model"}}), "no model a/model (404)"),
+        ((429, {"error": {"message": "x", "code": "insufficient_quota"}}), "no credit left"),
+        ((400, {"error": {"message": f"max_tokens is above {KEY}"}}), "max_tokens is above ***"),
+    ],
+)
+def test_what_no_request_survives_ends_in_one_line(
+    program: Program, answer: tuple[int, Body], says: str
+) -> None:
+    with OpenAIServer(guess) as server:
+        server.refuses = answer
+        done = program(*settings(server, num_examples=40), OPENAI_API_KEY=KEY)
+    assert done.returncode == 1
+    assert says in done.stderr and "model.base_url=" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and KEY not in done.stderr + done.stdout
+    assert len(server.requests) <= 40
+
+
+def test_limits_hold_to_the_request_and_the_cent(program: Program, tmp_path: Path) -> None:
+    with OpenAIServer(guess) as server:
+        words = settings(server, "model.input_usd=10", "model.output_usd=100")
+        done = program(*words, "model.max_requests=25")
+        assert done.returncode == 1 and len(server.requests) == 25
+        assert "model.max_requests=25 is spent (25 requests" in done.stderr
+        # 0.002 USD each; what a request may cost at most is set aside before it is made.
+        done = program(
+            *words, "model.max_usd=0.06", "resume=true", "trainer.max_completion_length=64"
+        )
+        assert done.returncode == 1 and "trainer.max_completion_length" in done.stderr
+        done = program(*words, "model.max_usd=0.06", "resume=true")
+        assert done.returncode == 1 and "model.max_usd=0.06 is spent" in done.stderr
+        new = len(server.requests) - 25
+        assert 20 <= new <= 30
+        done = program(*words, "resume=true")
+        assert done.returncode == 0, done.stderr
+    turns = sum(episode["turns"] for episode in episodes(tmp_path))
+    assert len(server.requests) == turns
+    row = next(line for line in done.stdout.splitlines() if "lost" in line and "a/model" in line)
+    assert row.split()[-1] == f"{0.002 * turns:.4f}"
+
+
+def test_retry_after_is_honoured_by_all(program: Program) -> None:
+    with OpenAIServer(guess) as server:
+        server.retry_after, server.kinds = "1", ("429",)
+        server.rate, server.most_faults = 1.0, 4
+        done = program(*settings(server, "model.concurrency=4", num_examples=6))
+        assert done.returncode == 0, done.stderr
+    last_refused, next_one = server.times[3:5]
+    assert len(server.faults) == 4 and next_one - last_refused >= 0.95
+
+
+def test_policies_play_the_same_seeds(program: Program, tmp_path: Path) -> None:
+    with OpenAIServer(guess) as server:
+        words = ["env.words=tiny", "env.guesses=4", "evaluation.samples=2"]
+        done = program(
+            *[w for w in settings(server) if w not in ("env.guesses=3", "policies=[model]")],
+            *(*words, "policies=[random,oracle,model,another]"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert {body["model"] for body in server.requests} == {"a/model", "another"}
+    saved = json.loads((tmp_path / "runs/e/0/evaluation.json").read_text())
+    names = [policy["policy"] for policy in saved["policies"]]
+    assert names == ["random", "oracle", "a/model", "another"]
+    random, oracle, model, another = saved["policies"]
+    assert oracle["win_rate"]["value"] == 1.0 and oracle["n"] == 40
+    assert model["win_rate"] == another["win_rate"]
+    lines = (tmp_path / "runs/e/0/evaluation/random.jsonl").read_text().splitlines()
+    won: Counter[int] = Counter()
+    for line in lines:
+        won[json.loads(line)["seed"]] += json.loads(line)["won"]
+    assert random["pass_at"]["2"]["value"] == pytest.approx(sum(map(bool, won.values())) / 20)
+    assert random["pass_at"]["1"]["value"] == pytest.approx(random["win_rate"]["value"])
+    gain = saved["oracle - random"]["win_rate"]["value"]
+    assert gain == pytest.approx(1.0 - random["win_rate"]["value"])
+    for words_of in ("pass@2", "oracle - random", "another - random", "reply tokens"):
+        assert words_of in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model.base_url=ftp://x"], "model.base_url=ftp://x: give an address"),
+        (["model.base_url=https://nowhere.invalid/v1"], "model.api_key_env=OPENAI_API_KEY: this"),
+        (["model.max_usd=1"], "model.max_usd=1.0: needs model.input_usd"),
+        (["model.input_usd=1"], "model.input_usd and model.output_usd: give both"),
+        (["model.concurrency=0"], "model.concurrency=0: must be at least 1"),
+        (["policies=[random,randum,x]", "model=tiny"], "randum is no scripted policy"),
+        (["policies=[random,random]"], "random is there twice"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_asked(
+    program: Program, words: list[str], says: str
+) -> None:
+    given = [word.split("=")[0] for word in words]
+    base = ["evaluate", "env=wordle", "model=openai", "model.name=m"]
+    if "model" in given:
+        base = base[:2]
+    elif "model.base_url" not in given:
+        base.append("model.base_url=http://127.0.0.1:9/v1")
+    done = program(*base, *words)
+    assert done.returncode == 1 and says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_endpoint_is_not_trained(program: Program) -> None:
+    done = program("model=openai", "model.name=m", "model.base_url=http://127.0.0.1:9/v1")
+    assert done.returncode == 1 and "can be evaluated, not trained" in done.stderr

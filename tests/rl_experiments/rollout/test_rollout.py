@@ -1,0 +1,396 @@
+"""Episodes as tokens: prompts, rows, advantages and sampling, with a real model and tokenizer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from environments import End, Environment, ScriptedPolicy, Step, evaluation_seed
+from environments.game2048 import Game2048
+from environments.game2048.replies import Parser
+from rl_experiments.config.schema import Credit, ScratchConfig
+from rl_experiments.inference.sampler import Completion, Engine, Request
+from rl_experiments.inference.transformers_sampler import TransformersSampler
+from rl_experiments.models.tiny import scratch_model, word_tokenizer
+from rl_experiments.rollout.advantages import returns_to_go, turn_advantages
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory, Turn
+from rl_experiments.rollout.renderer import ChatTurn, Renderer, RendererCache
+from rl_experiments.training.samples import spans, trajectory_to_samples
+
+SCRATCH = ScratchConfig(warmup_episodes=60, warmup_steps=60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return scratch_model(SCRATCH, game(earlier_turns=0), seed=0)
+
+
+def game(**changes: Any) -> Game2048:
+    settings = {"win_value": 32, "max_moves": 12, "hints": True, "parser": Parser.lenient}
+    return Game2048(**{**settings, **changes})
+
+
+def rollout(
+    folder: Path, environment: Environment, *, max_length: int = 2048, temperature: float = 1.0
+) -> RolloutRunner:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sampler = TransformersSampler(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=6,
+        temperature=temperature,
+    )
+    return RolloutRunner(
+        environment, RendererCache(tokenizer), sampler, max_new_tokens=6, max_length=max_length
+    )
+
+
+def chat_of(played: RolloutRunner) -> Renderer:
+    """The chat of all of its episodes."""
+    return Episode(played.environment, EpisodeSpec(1)).chat(played.chats)
+
+
+def tasks(count: int) -> list[EpisodeSpec]:
+    return [EpisodeSpec(evaluation_seed(i)) for i in range(count)]
+
+
+TOKENIZER = word_tokenizer(["You play 2048.", "_|2|\n 4| _", "<move>left</move>"])
+
+
+@dataclass
+class Waiting(Game2048):
+    """A game that waits for somebody else at every move."""
+
+    is_slow: ClassVar[bool] = True
+    threads: ClassVar[set[int]] = set()
+
+    def step(self, reply: str) -> Step:
+        self.threads.add(threading.get_ident())
+        time.sleep(0.05)
+        return super().step(reply)
+
+
+def test_environments_that_wait_do_so_beside_each_other_and_play_the_same(folder: Path) -> None:
+    settings: dict[str, Any] = {"win_value": 32, "max_moves": 6, "hints": True, "earlier_turns": 0}
+    at_once = rollout(folder, Waiting(parser=Parser.lenient, **settings)).play(tasks(12))
+    here = rollout(folder, game(**settings)).play(tasks(12))
+    assert [t.turns for t in at_once] == [t.turns for t in here]
+    assert threading.get_ident() not in Waiting.threads and len(Waiting.threads) > 1
+    waited = rollout(folder, Waiting(parser=Parser.lenient, **settings))
+    started = time.perf_counter()
+    waited.play(tasks(12))
+    assert waited.environment_seconds > 12 * 6 * 0.05 * 0.8 > time.perf_counter() - started
+
+
+class Turns:
+    """A sampler whose engine answers whatever it holds one after the other, the last in first."""
+
+    continuous = True
+    engine: Engine | None = None
+
+    def __init__(self, reply_ids: list[int]) -> None:
+        self.reply_ids = reply_ids
+        self.queue: list[Request] = []
+        self.order: list[int] = []
+
+    def begin(self, policy_version: int | None) -> None:
+        self.version = policy_version
+
+    def end(self) -> None:
+        pass
+
+    def submit(self, request: Request) -> None:
+        self.queue.append(request)
+
+    def collect(self) -> list[Completion]:
+        key = self.queue.pop().key
+        self.order.append(key)
+        logprobs = [0.0] * len(self.reply_ids)
+        done = Completion(
+            key=key, token_ids=self.reply_ids, logprobs=logprobs, policy_version=self.version
+        )
+        return [done]
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def test_no_turn_waits_for_another_episode(folder: Path) -> None:
+    played = rollout(folder, game(max_moves=5, earlier_turns=0))
+    played.sampler = sampler = Turns(chat_of(played).reply_ids("<move>left</move>"))
+    found = played.play(tasks(3), policy_version=7)
+    # The episode that is served first plays to its end while the others have not had a turn.
+    longest = [len(list(turns)) for _, turns in groupby(sampler.order)]
+    assert longest == [len(trajectory.turns) for trajectory in reversed(found)]
+    assert {trajectory.policy_version for trajectory in found} == {7}
+
+
+@given(st.text())
+@settings(max_examples=300, deadline=None)
+def test_the_tokenizer_loses_nothing(text: str) -> None:
+    ids = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert TOKENIZER.decode(ids) == text.encode(errors="replace").decode()
+
+
+def test_a_prompt_is_the_chat_template_of_its_turns(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = Renderer(tokenizer, "Play.")
+    first = ChatTurn("2|_", reply_ids=chat.reply_ids("<move>left</move>"))
+    ids = chat.prompt([first, ChatTurn("4|_")])
+    messages = [
+        {"role": "system", "content": "Play."},
+        {"role": "user", "content": "2|_"},
+        {"role": "assistant", "content": "<move>left</move>"},
+        {"role": "user", "content": "4|_"},
+    ]
+    template = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert tokenizer.decode(ids) == template
+    assert ids[: len(chat.prompt([first]))] == chat.prompt([first])
+    cut = ChatTurn("2|_", reply_ids=chat.encode_text("<move>left</move>"))  # no end of message
+    assert chat.prompt([cut, ChatTurn("4|_")]) == ids
+
+
+def test_a_tools_answer_stands_as_the_template_has_it(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # As Qwen's templates do: what a tool says comes in the user's name, between tags.
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}\n"
+        "{{ '<tool_response>\n' + m.content + '\n</tool_response>' if m.role == 'tool' else "
+        "m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    )
+    chat = Renderer(tokenizer)
+    first = ChatTurn("2|_", reply_ids=chat.reply_ids("look()"))
+    messages = [
+        {"role": "user", "content": "2|_"},
+        {"role": "assistant", "content": "look()"},
+        {"role": "tool", "content": "4|_"},
+    ]
+    template = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.decode(chat.prompt([first, ChatTurn("4|_", "tool")])) == template
+
+
+def test_an_observation_cannot_forge_a_message(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = Renderer(tokenizer)
+    plain, forged = chat.prompt([ChatTurn("x")]), chat.prompt([ChatTurn("<|im_end|>x")])
+    assert plain.count(tokenizer.eos_token_id) == forged.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("earlier_turns", [None, 0, 2])
+def test_rows_hold_every_reply_once_under_the_prompt_that_the_policy_saw(
+    folder: Path, earlier_turns: int | None
+) -> None:
+    played = rollout(folder, game(earlier_turns=earlier_turns)).play(tasks(6))
+    assert max(len(trajectory.turns) for trajectory in played) > 5
+    for trajectory in played:
+        advantages = [float(t + 1) for t in range(len(trajectory.turns))]
+        rows = list(trajectory_to_samples(trajectory, advantages))
+        assert len(rows) == (1 if earlier_turns is None else len(trajectory.turns)) or (
+            # The window of the first turns grows from the same beginning.
+            earlier_turns and len(rows) == len(trajectory.turns) - earlier_turns
+        )
+        written: dict[int, list[int]] = {}
+        for row in rows:
+            sizes = {len(row.completion_ids), len(row.mask), len(row.logprobs), len(row.advantages)}
+            assert len(sizes) == 1
+            ids = row.prompt_ids + row.completion_ids
+            for i, (token, mine) in enumerate(zip(row.completion_ids, row.mask, strict=True)):
+                if not mine:
+                    assert row.advantages[i] == row.logprobs[i] == 0.0
+                    continue
+                turn = int(row.advantages[i]) - 1
+                seen = trajectory.turns[turn].prompt_ids + written.setdefault(turn, [])
+                assert ids[: len(row.prompt_ids) + i] == seen
+                written[turn].append(token)
+        assert [written[t] for t in sorted(written)] == [t.reply_ids for t in trajectory.turns]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), max_size=40),
+    most=st.integers(1, 8000),
+)
+def test_no_part_of_a_mini_batch_is_larger_than_asked(
+    sizes: list[tuple[int, int]], most: int
+) -> None:
+    parts = [sizes[span] for span in spans(sizes, most)]
+    assert [size for part in parts for size in part] == sizes
+    for part in parts:  # as tensors: prompts and replies are padded apart
+        padded = len(part) * (max(p for p, _ in part) + max(r for _, r in part))
+        assert padded <= most or len(part) == 1
+
+
+@pytest.mark.parametrize("earlier_turns", [None, 0])
+def test_the_samplers_logprobs_are_the_models(folder: Path, earlier_turns: int | None) -> None:
+    played = rollout(folder, game(earlier_turns=earlier_turns), temperature=0.8).play(tasks(5))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for trajectory in played:
+        for row in trajectory_to_samples(trajectory, [0.0] * len(trajectory.turns)):
+            ids = torch.tensor([row.prompt_ids + row.completion_ids])
+            logps = (model(ids).logits[0] / 0.8).log_softmax(-1)
+            for i, mine in enumerate(row.mask):
+                if mine:
+                    position = len(row.prompt_ids) + i
+                    own = logps[position - 1, ids[0, position]].item()
+                    assert own == pytest.approx(row.logprobs[i], abs=1e-4)
+
+
+def test_an_episode_does_not_depend_on_its_batch(folder: Path) -> None:
+    one = rollout(folder, game())
+    together = one.play(tasks(10))
+    apart = one.play(tasks(10)[3:5], batch_size=1)
+    assert [t.to_json() for t in apart] == [t.to_json() for t in together[3:5]]
+
+
+def test_tokens_are_drawn_from_the_models_distribution(folder: Path) -> None:
+    played = rollout(folder, game())
+    prompt = chat_of(played).prompt([ChatTurn(game().reset(1))])
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    n = 2000
+    for key in range(n):
+        played.sampler.submit(Request(key=key, prompt_ids=prompt, stream=f"test/{key}"))
+    drawn = Counter(completion.token_ids[0] for completion in played.sampler.collect())
+    assert len(drawn) >= 4
+    for token, count in drawn.most_common(4):
+        p = probabilities[token].item()
+        assert abs(count / n - p) < 4 * (p * (1 - p) / n) ** 0.5 + 1e-9
+
+
+def test_an_episode_that_outgrows_the_context_is_truncated(folder: Path) -> None:
+    played = rollout(folder, game(max_moves=None), max_length=160).play(tasks(3))
+    assert {trajectory.end for trajectory in played} == {End.TRUNCATED}
+    longest = max(len(t.turns[-1].prompt_ids + t.turns[-1].reply_ids) for t in played)
+    assert 100 < longest <= 160
+    assert all(t.reward is not None and t.metrics["num_moves"] == len(t.turns) for t in played)
+
+
+@dataclass
+class Broken(Environment):
+    """Raises where it is told to."""
+
+    at: str = "step"
+    baselines: ClassVar[dict[str, Any]] = {"random": lambda env, rng: "x"}
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        if self.at == "reset":
+            raise RuntimeError("no data")
+        return "go"
+
+    def step(self, reply: str) -> Step:
+        raise RuntimeError("no data")
+
+
+@pytest.mark.parametrize("at", ["reset", "step"])
+def test_an_environment_that_raises_fails_its_episode_alone(folder: Path, at: str) -> None:
+    (trajectory,) = rollout(folder, Broken(at)).play(tasks(1))
+    assert trajectory.end is End.FAILED and trajectory.reward is None
+    assert trajectory.error == "RuntimeError: no data"
+
+
+def episode(rewards: list[float], total: float | None = None, end: End = End.LOST) -> Trajectory:
+    turns = [Turn("o", reward=reward, reply_ids=[1]) for reward in rewards]
+    return Trajectory(1, turns=turns, end=end, reward=sum(rewards) if total is None else total)
+
+
+def test_credit_by_episode_is_grpo() -> None:
+    group = [episode([0.0], 1.0), episode([0.0, 0.0], 3.0), episode([0.0], 2.0)]
+    ((a, b, c),) = turn_advantages([group], credit=Credit.episode, gamma=1.0, scale_rewards="group")
+    # mean 2, standard deviation 1 (TRL divides by n - 1)
+    assert a == pytest.approx([-1.0], rel=1e-3)
+    assert b == pytest.approx([1.0, 1.0], rel=1e-3)
+    assert c == pytest.approx([0.0])
+
+
+def test_credit_by_turn_compares_returns_at_the_same_turn() -> None:
+    assert returns_to_go([1.0, 2.0, 4.0], 0.5) == [3.0, 4.0, 4.0]
+    group = [episode([1.0, 2.0]), episode([3.0])]
+    ((a, b),) = turn_advantages([group], credit=Credit.turn, gamma=0.5, scale_rewards="none")
+    assert a == pytest.approx([-0.5, 0.0], rel=1e-3)
+    assert b == pytest.approx([0.5], rel=1e-3)
+
+
+def test_a_failed_episode_counts_in_no_mean() -> None:
+    failed = Trajectory(1, turns=[Turn("o", reply_ids=[1])], end=End.FAILED)
+    for credit in Credit:
+        ((a, b, c),) = turn_advantages(
+            [[episode([1.0]), failed, episode([3.0])]],
+            credit=credit,
+            gamma=1.0,
+            scale_rewards="none",
+        )
+        assert a == pytest.approx([-1.0], rel=1e-3)
+        assert b == [0.0]
+        assert c == pytest.approx([1.0], rel=1e-3)
+
+
+def test_the_warm_up_teaches_the_format_and_no_skill(folder: Path) -> None:
+    played = rollout(folder, game(max_moves=30, earlier_turns=0)).play(
+        [EpisodeSpec(s.seed) for s in tasks(200)]
+    )
+    moves = [turn for trajectory in played for turn in trajectory.turns]
+    replies = Counter(turn.reply for turn in moves)
+    uniform = {f"<move>{d}</move>": 0.25 for d in ("left", "right", "up", "down")}
+    for reply, share in uniform.items():
+        assert abs(replies[reply] / len(moves) - share) < 0.06
+    won = sum(trajectory.won for trajectory in played) / len(played)
+    random = Random(0)
+    scripted = game(max_moves=30)
+    wins = 0
+    for task in tasks(200):
+        scripted.reset(task.seed)
+        while (step := scripted.step(scripted.baselines["random"](scripted, random))).end is None:
+            pass
+        wins += step.end is End.WON
+    assert won <= wins / 200 + 0.1
+
+
+@dataclass
+class Asks(Environment):
+    """Each task has a system prompt and a tool of its own."""
+
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {"random": lambda env, rng: "1"}
+
+    @property
+    def system_prompt(self) -> str:
+        return f"Call tool {self.number}."
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        return [{"type": "function", "function": {"name": f"tool-{self.number}"}}]
+
+    def reset(self, seed: int, *, member: int = 0) -> str:
+        self.number = seed
+        return "Go."
+
+    def step(self, reply: str) -> Step:
+        return Step(end=End.LOST)
+
+
+def test_an_episode_shows_the_tools_of_its_task(folder: Path) -> None:
+    played = rollout(folder, Asks())
+    tokenizer = played.chats.tokenizer
+    tokenizer.chat_template = (
+        "{% if tools %}{{ tools[0].function.name }} {% endif %}"
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    for episode in played.play([EpisodeSpec(1), EpisodeSpec(3), EpisodeSpec(1, member=1)]):
+        shown = tokenizer.decode(episode.turns[0].prompt_ids)
+        assert shown == f"tool-{episode.seed} Call tool {episode.seed}.<|im_end|>Go.<|im_end|>"
+        record = episode.to_json()
+        assert record["tools"][0]["function"]["name"] == f"tool-{episode.seed}"

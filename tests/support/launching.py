@@ -1,0 +1,211 @@
+"""How the tests launch: the toy application of `launcher_app`, as a user does, on the stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.control_plane import ControlPlane, Settings
+from tests.support.paths import LAUNCHER_APP
+
+SECONDS = 120  # until something that must happen has happened
+TOY = "toy"
+DEVNULL = subprocess.DEVNULL
+
+
+class Client:
+    """A folder to launch from; the launches' own runs lie in `runs/` there."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self.plane = plane
+        self.folder = folder
+        self.mounts = folder.parent / "mounts"
+        self.programs: list[Program] = []
+        self.variables = {
+            **os.environ,
+            **plane.environment,
+            "PYTHONPATH": str(LAUNCHER_APP),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "COLUMNS": "160",
+        }
+
+    def launch(self, *overrides: str, code: int = 0, **options: Any) -> Program:
+        """Launch the toy, or the `program`, and wait for its end, with this exit status."""
+        return self.start(*overrides, **options).to_end(code=code)
+
+    def runs(self, *words: str, code: int = 0) -> Program:
+        """`runs attach toy` and the like, to the end."""
+        return self.start_runs(*words).to_end(code=code)
+
+    def start_runs(self, *words: str) -> Program:
+        words = ("-m", "hydra_modal_jobs", *words, "--root=runs")
+        return self._begin([*words], self.variables)
+
+    def start(
+        self,
+        *overrides: str,
+        program: str = "-m toy",
+        variables: Mapping[str, str] | None = None,
+        stdin: int = DEVNULL,
+    ) -> Program:
+        """Launch it and go on at once."""
+        volumes = settings(
+            volumes__cache=f"{self.mounts}/cache",
+            volumes__outputs=f"{self.mounts}/outputs",
+            volumes__experimenter="me",
+            volumes__experiment_name="tests",
+        )
+        words = [*program.split(), *overrides, *volumes]
+        return self._begin(words, {**self.variables, **(variables or {})}, stdin)
+
+    def _begin(self, words: list[str], variables: dict[str, str], stdin: int = DEVNULL) -> Program:
+        self.programs.append(Program(words, self.folder, variables, stdin))
+        return self.programs[-1]
+
+    def call(self, num: int = 0, *, run: str = TOY) -> str:
+        """The id of a job's call, as soon as the manifest has it."""
+
+        def known() -> str | None:
+            jobs = read_json(self.folder / "runs" / run / "manifest.json", default={"jobs": []})
+            return next((job["call"] for job in jobs["jobs"] if job["num"] == num), None)
+
+        return str(wait_for(known))
+
+    def job(self, num: int = 0, *, run: str = TOY) -> Path:
+        return self.folder / "runs" / run / str(num)
+
+    def results(self, *, run: str = TOY) -> list[dict[str, Any]]:
+        folders = sorted(
+            (self.folder / "runs" / run).glob("*/.job"), key=lambda f: int(f.parts[-2])
+        )
+        return [read_json(folder / "result.json", default={}) for folder in folders]
+
+    def states(self, *, run: str = TOY) -> list[str]:
+        return [result.get("state", "-") for result in self.results(run=run)]
+
+    def remote(self, num: int = 0, *, run: str = TOY) -> Path:
+        """A job's folder on the outputs volume."""
+
+        def known() -> Path | None:
+            volumes = self.plane.volumes.items()
+            return next((v.folder for name, v in volumes if "-outputs-" in name), None)
+
+        return Path(wait_for(known)) / run / str(num)
+
+    def wait_step(self, step: int, num: int = 0, *, run: str = TOY) -> None:
+        """Until the job has a checkpoint of that step on the volume."""
+        wait_for(lambda: (self.remote(num, run=run) / "checkpoints" / str(step)).exists())
+
+
+class Program:
+    """A command that runs; what it has printed is in `out` and `err`."""
+
+    def __init__(
+        self, words: list[str], folder: Path, variables: dict[str, str], stdin: int = DEVNULL
+    ) -> None:
+        count = len(list(folder.glob("*.out")))
+        self._out, self._err = folder / f"{count}.out", folder / f"{count}.err"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=folder,
+                env=variables,
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                # A test run in the background ignores interrupts, and its children would too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def wait(self, words: str, times: int = 1) -> None:
+        """Until it has printed the words, so many times."""
+
+        def said() -> bool:
+            is_over = self.process.poll() is not None
+            found = self.out.count(words) >= times
+            assert found or not is_over, self.out + self.err
+            return found
+
+        wait_for(said)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def to_end(self, *, code: int = 0) -> Program:
+        self.process.wait(timeout=SECONDS)
+        assert self.process.returncode == code, self.out + self.err
+        return self
+
+    @property
+    def line(self) -> str:
+        """The one line that it has said on stderr, beside what Hydra always says there."""
+        lines = [line for line in self.err.splitlines() if line and "HYDRA_FULL_ERROR" not in line]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def settings(**values: object) -> list[str]:
+    """Overrides of the launcher's own settings; `image__pip` is its `image.pip`."""
+    return [
+        f"++hydra.launcher.{name.replace('__', '.')}={json.dumps(value)}"
+        for name, value in values.items()
+    ]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def read_json(path: Path, *, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    settings = Settings(
+        grace=10.0, most_containers=9, container_environment={"OMP_NUM_THREADS": "1"}
+    )
+    with ControlPlane(tmp_path / "plane", settings) as plane:
+        yield plane
+        assert plane.errors == []
+
+
+@pytest.fixture
+def client(plane: ControlPlane, tmp_path: Path) -> Iterator[Client]:
+    (tmp_path / "client").mkdir()
+    client = Client(plane, tmp_path / "client")
+    yield client
+    for program in client.programs:
+        program.kill()
