@@ -33,7 +33,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str | bytes) -> Manifest:
-        """Raises `CorruptCheckpoint` for anything that is not a manifest; it may be a stranger's."""
+        """Read a manifest; `CorruptCheckpoint` if the text, perhaps a stranger's, is none."""
         try:
             read = json.loads(text)
             files = {str(k): (int(size), str(sha)) for k, (size, sha) in read["files"].items()}

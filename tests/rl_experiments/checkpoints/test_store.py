@@ -471,7 +471,8 @@ def test_a_full_disk_leaves_nothing_half_fetched(proxy: FaultProxy, tmp_path: Pa
 import resource
 from pathlib import Path
 from rl_experiments.checkpoints.store import CheckpointStore
-store = CheckpointStore.open("s3://bucket/prefix", project="project", name="run", setting="", writes=False)
+address = "s3://bucket/prefix"
+store = CheckpointStore.open(address, project="project", name="run", setting="", writes=False)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 store.fetch(1, Path({str(tmp_path / "new")!r}), known={{}})
 """
