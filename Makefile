@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo install test check clean
+.PHONY: demo install test test-fast check clean
 
 demo: install
 	$(BIN)/python -m rl_experiments
@@ -17,6 +17,9 @@ install: .venv/installed
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: install
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
 
 check: install
 	$(BIN)/ruff check .
