@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.lease import Lease
 from rl_experiments.checkpoints.local import Metrics, RetentionPolicy, is_whole, step_of
@@ -107,7 +107,7 @@ class Checkpointer:
 def saving(job: Path, config: Config, say: Say) -> Iterator[Checkpointer]:
     """The checkpoints of the job that runs here; a second writer is refused."""
     found = Checkpointer(job, config.checkpoint, say)
-    if not ranks.is_first():
+    if not distributed.is_first():
         yield found
         return
     with alone(job):

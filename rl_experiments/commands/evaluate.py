@@ -6,7 +6,7 @@ import gc
 
 from omegaconf import DictConfig
 
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.commands.job import task
 from rl_experiments.config.experiment import evaluation_temperature
 from rl_experiments.errors import UserError
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> float:
     config, environment = experiment.config, experiment.environment
     asked = resolve_policies(config, environment)
     run = Run.open(cfg)
-    ranks.join()
+    distributed.initialize()
     samples = config.evaluation.samples
     evaluation = Evaluation(run.evaluation, environment, config.num_examples, samples=samples)
     evaluation.compared = [contestant.name for contestant in asked]

@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.commands.job import task
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
@@ -90,7 +90,7 @@ def _train(
         from rl_experiments.models.policy import load_policy
         from rl_experiments.training.grpo import Reporter, build_trainer, trainer_arguments
 
-        ranks.join()
+        distributed.initialize()
         arguments = trainer_arguments(config, run)
     with progress.status("loading the model (made at random and warmed up, the first time)"):
         policy = load_policy(config, environment, run.folder, trains=True)
@@ -139,7 +139,7 @@ def _train(
     if reporter.stopped:
         raise UserError(f"{_stopped(run)} (asked to end: its time or its budget is spent)")
     evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))
-    if ranks.is_first():
+    if distributed.is_first():
         learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
     return evaluation
 

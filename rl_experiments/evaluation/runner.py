@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from environments import Environment, evaluation_seed
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.evaluation import results
 from rl_experiments.evaluation.results import Result
 from rl_experiments.inference.api_client import ApiClient
@@ -112,12 +112,12 @@ class Evaluation:
 
     def replies(self, name: str) -> Path:
         """Where this process keeps the answers of an endpoint."""
-        own = "" if ranks.is_first() else f"-{ranks.rank()}"
+        own = "" if distributed.is_first() else f"-{distributed.rank()}"
         return self.folder / f"{_file_name(name)}.replies{own}.jsonl"
 
     def save(self) -> None:
         """Write the results as JSON beside the folder of episodes."""
-        if not ranks.is_first():
+        if not distributed.is_first():
             return
         policies = [result.to_json() for result in self.results.values()]
         summary: dict[str, Any] = {"seeds": [self.seeds[0], self.seeds[-1]], "policies": policies}
@@ -171,19 +171,21 @@ class Evaluation:
         """
         file = self.folder / f"{_file_name(name)}.jsonl"
         wanted = set(self.tasks)
-        if ranks.is_first():
+        if distributed.is_first():
             keep_json_lines(
                 file,
                 lambda r: (
                     r["version"] == version and _task(r) in wanted and r["reward"] is not None
                 ),
             )
-        ranks.wait()
+        distributed.barrier()
         done = {_task(record) for record in read_json_lines(file)}
-        ranks.wait()  # before anyone adds to it
-        remaining = ranks.share([task for task in self.tasks if task not in done])
+        distributed.barrier()  # before anyone adds to it
+        remaining = distributed.shard([task for task in self.tasks if task not in done])
         if remaining:
-            total = -(-len(self.tasks) // ranks.count())  # of which this process shows its part
+            total = -(
+                -len(self.tasks) // distributed.world_size()
+            )  # of which this process shows its part
             began = total - len(remaining)
             shown = progress or Progress(quiet=True)
             started = time.monotonic()
@@ -196,11 +198,11 @@ class Evaluation:
                 try:
                     play(remaining, keep)
                 finally:
-                    if ranks.is_first():  # apart: what is the clock's differs from run to run
+                    if distributed.is_first():  # apart: what is the clock's differs from run to run
                         seconds = round(time.monotonic() - started, 3)
                         spent = {"file": file.name, "seconds": seconds}
                         append_json_lines(self.folder / _SECONDS, [spent])
-        ranks.wait()
+        distributed.barrier()
         records = {_task(record): record for record in read_json_lines(file)}
         result = Result.of(name, [records[task] for task in self.tasks], self.seeds)
         self.results[name] = result

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from environments import End
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.config.schema import Config, Credit, JudgeConfig, OnBudget, RulerConfig
 from rl_experiments.errors import UserError
 from rl_experiments.inference.api_client import ApiClient, BudgetSpent, api_key
@@ -39,12 +39,12 @@ class Judge:
 
     def __init__(self, config: JudgeConfig, ruler: RulerConfig, *, rubric: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        answers = folder / f"answers-{ranks.rank()}.jsonl"
+        answers = folder / f"answers-{distributed.rank()}.jsonl"
         self.config = _shared_out(config)
         self.ruler = ruler
         self.rubric = ruler.rubric or rubric
         self.endpoint = ApiClient(self.config, model=config.model, setting=SETTING, journal=answers)
-        self._spent = folder / f"spent-{ranks.rank()}.json"
+        self._spent = folder / f"spent-{distributed.rank()}.json"
         self._count_what_was_spent(answers)
         self._playing: defaultdict[int, list[Trajectory]] = defaultdict(list)
         self._asked: dict[int, Future[GroupScores]] = {}
@@ -87,7 +87,7 @@ class Judge:
 
         Raises a `UserError` where too many groups have no scores.
         """
-        verdicts = ranks.gathered(self._verdicts)
+        verdicts = distributed.gather(self._verdicts)
         asked = [verdict for verdict in verdicts if verdict.outcome is not Outcome.SAME]
         failed = [verdict for verdict in asked if verdict.outcome is Outcome.FAILED]
         self._refuse_too_many(asked)
@@ -195,7 +195,7 @@ def opened(
     say(f"Judge: {settings.model} at {settings.base_url}, {share}")
     judge = Judge(settings, ruler, rubric=rubric, folder=own)
     try:
-        if ranks.is_first():
+        if distributed.is_first():
             judge.prove()
         yield judge
         say(f"Judge: {judge.spent()}")
@@ -216,18 +216,20 @@ def _missing(config: Config, note: Path) -> str:
             enabled = True
         except UserError as error:
             enabled, why = False, str(error)
-    if config.reward.ruler.enabled is None and ranks.is_first():
+    if config.reward.ruler.enabled is None and distributed.is_first():
         write_atomically(note, json.dumps(enabled))
     return "" if enabled else why
 
 
 def _shared_out(config: JudgeConfig) -> JudgeConfig:
     """This process's part of the budget."""
-    if ranks.count() == 1:
+    if distributed.world_size() == 1:
         return config
     limits = {name: getattr(config, name) for name in ("max_requests", "max_total_tokens")}
-    whole = {name: limit and limit // ranks.count() for name, limit in limits.items()}
-    return replace(config, **whole, max_usd=config.max_usd and config.max_usd / ranks.count())
+    whole = {name: limit and limit // distributed.world_size() for name, limit in limits.items()}
+    return replace(
+        config, **whole, max_usd=config.max_usd and config.max_usd / distributed.world_size()
+    )
 
 
 def _figures(endpoint: ApiClient) -> dict[str, float]:

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from environments import Environment
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.checkpoints.store import fetched, is_remote
 from rl_experiments.config.schema import (
     Config,
@@ -172,12 +172,16 @@ def _path(config: Config, environment: Environment) -> str:
     if config.checkpoint.path:
         path = config.checkpoint.path
         if is_remote(path):
-            path = str(ranks.of_first(ranks.is_first() and fetched(path, cache_folder())))
+            path = str(
+                distributed.broadcast_from_first(
+                    distributed.is_first() and fetched(path, cache_folder())
+                )
+            )
     elif config.model.scratch is not None:
-        made = ranks.is_first() and scratch_model(
+        made = distributed.is_first() and scratch_model(
             config.model.scratch, environment, seed=config.seed
         )
-        path = str(ranks.of_first(made))
+        path = str(distributed.broadcast_from_first(made))
     else:
         path = str(config.model.path)
     if not Path(path).is_dir() and not _is_cached(path) and not _hub_answers():
@@ -216,10 +220,10 @@ def without_effect(config: Config) -> Iterator[tuple[str, str]]:
 def _served_gpus(config: Config) -> list[int]:
     """The last of the GPUs that this process may use; the first ones train."""
     count, size = torch.cuda.device_count(), config.vllm.tensor_parallel_size
-    if count < ranks.count() + size:
+    if count < distributed.world_size() + size:
         raise UserError(
             f"vllm.mode=server: the server needs {size} beside the GPU that trains, and there are "
-            f"{count}; set gpu.count={ranks.count() + size}, or vllm.mode=colocate"
+            f"{count}; set gpu.count={distributed.world_size() + size}, or vllm.mode=colocate"
         )
     return list(range(count - size, count))
 

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from environments import evaluation_seed, training_seed
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.config.diff import changed_settings
 from rl_experiments.config.schema import CONFIG_FILE, CheckpointConfig, EndpointConfig
 from rl_experiments.errors import UserError
@@ -51,7 +51,7 @@ class Run:
     def open(cls, cfg: DictConfig) -> Run:
         """Begin the run in Hydra's output folder, or go on with it when `resume` is set."""
         run = cls(Path(HydraConfig.get().runtime.output_dir))
-        if not ranks.is_first():
+        if not distributed.is_first():
             return run
         if run.config_file.exists():
             if not cfg.resume:

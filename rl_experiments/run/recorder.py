@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.checkpointer import Checkpointer, saving
 from rl_experiments.config.schema import Config
@@ -36,13 +36,13 @@ class RunRecorder(Run):
 
     def rewind(self) -> Path | None:
         """The checkpoint to go on from, with the records after it dropped; None to start afresh."""
-        found = ranks.of_first(self._rewind() if ranks.is_first() else None)
+        found = distributed.broadcast_from_first(self._rewind() if distributed.is_first() else None)
         self._begin()
         return found
 
     def seal(self, step: int) -> None:
         """Make `checkpoints/checkpoint-{step}`, whose files are written, count from now on."""
-        if not ranks.is_first():
+        if not distributed.is_first():
             return
         records = self.checkpoints / f"checkpoint-{step}" / _RECORDS
         records.mkdir(parents=True, exist_ok=True)
@@ -54,20 +54,20 @@ class RunRecorder(Run):
         self.saving.seal(step, metrics)
 
     def log_metrics(self, step: int, metrics: dict[str, Any]) -> None:
-        if ranks.is_first():
+        if distributed.is_first():
             self._begin()
             super().log_metrics(step, metrics)
             self.loggers.log(step, metrics)
 
     def log_episodes(self, step: int, episodes: list[Trajectory]) -> None:
-        if ranks.is_first():
+        if distributed.is_first():
             self._begin()
             super().log_episodes(step, episodes)
             self.loggers.hold([{"step": step, **episode.to_json()} for episode in episodes])
 
     def log_results(self) -> None:
         """What the run's folder holds at its end: the evaluation and the figures."""
-        if ranks.is_first():
+        if distributed.is_first():
             self._begin()
             steps = [record["step"] for record in read_json_lines(self.metrics)]
             file = self.evaluation.with_suffix(".json")
@@ -88,7 +88,7 @@ class RunRecorder(Run):
         return self.config_file.name, "run.json", self.metrics.name, IDS
 
     def _begin(self) -> None:
-        if ranks.is_first():
+        if distributed.is_first():
             self.loggers.begin(
                 list(read_json_lines(self.metrics)), list(read_json_lines(self.episodes))
             )

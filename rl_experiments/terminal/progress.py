@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 
 
 class Progress:
     """Phases with a bar each; `note` sets the words beside the bar."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet or not ranks.is_first())
+        self.console = Console(quiet=quiet or not distributed.is_first())
         self._plain = not self.console.is_terminal
 
     def print(self, what: Any) -> None:

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
 from environments import training_seed
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.config.experiment import Experiment, generation_steps
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError, did_you_mean, one_line
@@ -44,7 +44,7 @@ def stop_requested() -> bool:
 
 def log_episodes(run: RunRecorder, step: int, episodes: list[Trajectory]) -> None:
     """Keep a few of them for people to read."""
-    if ranks.is_first():
+    if distributed.is_first():
         run.log_episodes(step, episodes[:_EPISODES_KEPT])
 
 
@@ -146,7 +146,7 @@ def _micro_batch_tokens(config: Config, policy: Policy) -> int | None:
     """What fits the smallest of the GPUs; None for a mini-batch as a whole."""
     if policy.fit is None:
         return config.fit.micro_batch_tokens
-    return min(ranks.gathered([policy.fit.micro_batch_tokens]))
+    return min(distributed.gather([policy.fit.micro_batch_tokens]))
 
 
 class Reporter(TrainerCallback):
@@ -174,7 +174,11 @@ class Reporter(TrainerCallback):
         if self.every and state.global_step % self.every == 0:
             self.validate(state.global_step)
         is_whole = state.global_step % args.logging_steps == 0  # a generation's last step
-        if is_whole and state.global_step < state.max_steps and ranks.of_first(stop_requested()):
+        if (
+            is_whole
+            and state.global_step < state.max_steps
+            and distributed.broadcast_from_first(stop_requested())
+        ):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:

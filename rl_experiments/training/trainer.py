@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from environments import End
-from rl_experiments import distributed as ranks
+from rl_experiments import distributed
 from rl_experiments.checkpoints.local import failure
 from rl_experiments.config.schema import ChecksConfig, RewardConfig
 from rl_experiments.errors import UserError
@@ -80,7 +80,7 @@ class EpisodeTrainer(GRPOTrainer):
 
     def _generation(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         groups = self._play(inputs)
-        everyones = ranks.gathered([[_without_tokens(e) for e in group] for group in groups])
+        everyones = distributed.gather([[_without_tokens(e) for e in group] for group in groups])
         episodes = [episode for group in everyones for episode in group]
         if all(episode.end is End.FAILED for episode in episodes):
             errors = sorted({str(episode.error) for episode in episodes})
@@ -99,7 +99,7 @@ class EpisodeTrainer(GRPOTrainer):
             if episode.end is not End.FAILED
             for row in trajectory_to_samples(episode, per_turn)
         ]
-        if not any(ranks.gathered([bool(rows)])):
+        if not any(distributed.gather([bool(rows)])):
             raise UserError(
                 f"model.max_length={self.rollout.max_length}: the first prompt of no episode fits "
                 f"beside trainer.max_completion_length={self.rollout.max_new_tokens}"
@@ -139,7 +139,7 @@ class EpisodeTrainer(GRPOTrainer):
                     f"The engine played policy version {version}, the trainer is at {step}: its "
                     "weights were not brought up to date"
                 )
-        self.record("rollout/tokens", sum(ranks.gathered([rollout.tokens])))
+        self.record("rollout/tokens", sum(distributed.gather([rollout.tokens])))
         self.record("time/rollout", rollout.seconds)
         self.record("time/environment", rollout.environment_seconds)
         self.record("time/tokens_per_second", rollout.tokens / rollout.seconds)
@@ -153,7 +153,7 @@ class EpisodeTrainer(GRPOTrainer):
         That is a multiple of their number, and the same in every process, however its episodes
         ended: TRL's metrics and the exchange of gradients wait for all of them.
         """
-        most = max(ranks.gathered([len(rows)]))
+        most = max(distributed.gather([len(rows)]))
         missing = most + -most % self.args.steps_per_generation - len(rows)
         rows = [*rows, *[_masked(self._tokenizer.eos_token_id)] * missing]
         batch = self._ids(rows)
@@ -313,7 +313,7 @@ class EpisodeTrainer(GRPOTrainer):
             key=lambda row: (replies[row].bit_length(), prompts[row] + replies[row]),
         )
         own = [(prompts[row], replies[row]) for row in order]
-        everyones = zip(*ranks.gathered([own]), strict=True)
+        everyones = zip(*distributed.gather([own]), strict=True)
         widest = [(max(p for p, _ in sizes), max(r for _, r in sizes)) for sizes in everyones]
         rows = torch.tensor(order, device=inputs["prompt_mask"].device)
         return [_narrow(inputs, rows[span]) for span in spans(widest, self.micro_batch_tokens)]
@@ -398,8 +398,8 @@ class EpisodeTrainer(GRPOTrainer):
         with self.phases("checkpoint"):
             try:
                 super()._save_checkpoint(model, trial)
-                ranks.wait()
-                if ranks.is_first():
+                distributed.barrier()
+                if distributed.is_first():
                     self.seal(step)
             except Exception as error:
                 raise failure(self.args.output_dir, step=step, error=error) from error
