@@ -131,7 +131,7 @@ def _train(
         raise UserError(f"trainer.max_steps={steps}: {run.folder} has come to step {done} already")
     if config.resume:
         progress.print(f"Going on from step {done}" if done else "No checkpoint: from the start")
-    with progress.phase("train step", total=steps, done=done, noted=True) as advance:
+    with progress.phase("train step", total=steps, done=done, line_per_note=True) as advance:
         every = config.evaluation.every_steps
         reporter = Reporter(run, advance, validate=validate, every=every)
         trainer.add_callback(reporter)

@@ -1,23 +1,24 @@
-"""Ctrl-C, also where a library that was being imported made another error of it."""
+"""Recognise Ctrl-C, also where a library turned the KeyboardInterrupt into another error."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
 
-_presses: list[int] = []
+_was_pressed = False
 
 
 def watch() -> None:
-    """Take note of each Ctrl-C beside raising it."""
-    signal.signal(signal.SIGINT, _pressed)
+    """Remember from now on that Ctrl-C was pressed; it still raises KeyboardInterrupt."""
+    signal.signal(signal.SIGINT, _on_press)
 
 
 def caused(error: BaseException) -> bool:
-    """Whether the error is, or came after, a Ctrl-C."""
-    return isinstance(error, KeyboardInterrupt) or bool(_presses)
+    """Return whether the error is a KeyboardInterrupt or was raised after Ctrl-C was pressed."""
+    return isinstance(error, KeyboardInterrupt) or _was_pressed
 
 
-def _pressed(number: int, frame: FrameType | None) -> None:
-    _presses.append(number)
+def _on_press(signal_number: int, frame: FrameType | None) -> None:
+    global _was_pressed
+    _was_pressed = True
     raise KeyboardInterrupt

@@ -1,49 +1,62 @@
-"""What a person sees while a job runs: a live line in a terminal, plain lines elsewhere."""
+"""Progress of a job: a live bar in a terminal, one line a message where the output is piped."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import Progress as LiveBars
+from rich.table import Table
 
 from rl_experiments import distributed
 
+_SPEED_WINDOW_SECONDS = 60.0  # the live estimate of the time left looks this far back
+_PIPED_LINES_PER_PHASE = 5
+
 
 class Progress:
-    """Phases with a bar each; `note` sets the words beside the bar."""
+    """Print messages, tables and the progress of phases; only the first process prints.
+
+    With `quiet` nothing is printed at all.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet or not distributed.is_first())
-        self._plain = not self.console.is_terminal
+        self._is_piped = not self.console.is_terminal
 
-    def print(self, what: Any) -> None:
-        self.console.print(what, highlight=False)
+    def print(self, message: str | Table) -> None:
+        """Print a table, or a message on a line of its own, however narrow the terminal is."""
+        if isinstance(message, str):
+            # A piped line must stay whole for grep, and a terminal wraps long lines by itself.
+            self.console.print(message, soft_wrap=True, markup=False, highlight=False)
+        else:
+            self.console.print(message, highlight=False)
 
     @contextmanager
-    def status(self, words: str) -> Iterator[None]:
-        """Show that something of unknown length goes on."""
-        if self._plain:
-            self.print(words)
+    def status(self, message: str) -> Iterator[None]:
+        """Show the message while something of unknown length goes on."""
+        if self._is_piped:
+            self.print(message)
             yield
         else:
-            with self.console.status(words):
+            with self.console.status(message):
                 yield
 
     @contextmanager
     def phase(
-        self, name: str, *, total: int, done: int = 0, noted: bool = False
+        self, name: str, *, total: int, done: int = 0, line_per_note: bool = False
     ) -> Iterator[Callable[..., None]]:
-        """A bar of `total`, `done` of which an earlier attempt did: `advance(count, note="")`.
+        """Show how far a phase of `total` units is, and yield `advance(count, note=None)`.
 
-        Where there is no terminal, it prints a line for each fifth, or for each note if `noted`.
+        `done` units were completed by an earlier attempt; the time left is estimated from the
+        others. The note stands beside the bar. Piped output gets five lines a phase, or one for
+        each note with `line_per_note`.
         """
-        if self._plain:
-            yield self._plain_advance(name, total, done, noted)
+        if self._is_piped:
+            yield self._piped_phase(name, total, done, line_per_note)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -53,26 +66,35 @@ class Progress:
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
-        with Bars(*columns, console=self.console, speed_estimate_period=60) as bars:
-            task = bars.add_task(name, total=total, completed=done, note="")
+        window = _SPEED_WINDOW_SECONDS
+        with LiveBars(*columns, console=self.console, speed_estimate_period=window) as bars:
+            bar = bars.add_task(name, total=total, completed=done, note="")
 
             def advance(count: int, note: str | None = None) -> None:
-                bars.update(task, advance=count)
+                bars.update(bar, advance=count)
                 if note is not None:
-                    bars.update(task, note=note)
+                    bars.update(bar, note=note)
 
             yield advance
 
-    def _plain_advance(self, name: str, total: int, begun: int, noted: bool) -> Callable[..., None]:
-        started, done, printed = time.monotonic(), begun, begun
+    def _piped_phase(
+        self, name: str, total: int, done_before: int, line_per_note: bool
+    ) -> Callable[..., None]:
+        started = time.monotonic()
+        done = printed_at = done_before
 
         def advance(count: int, note: str | None = None) -> None:
-            nonlocal done, printed
+            nonlocal done, printed_at
             done += count
-            if note is not None if noted else (done - printed) * 5 >= total:
-                printed = done
-                pace = (time.monotonic() - started) / max(1, done - begun)
-                words = f"  {note}" if note else ""
-                self.print(f"{name} {done}/{total}{words}  {pace * (total - done):.0f} s left")
+            if line_per_note:
+                is_due = note is not None
+            else:
+                is_due = (done - printed_at) * _PIPED_LINES_PER_PHASE >= total
+            if is_due:
+                printed_at = done
+                seconds_per_unit = (time.monotonic() - started) / max(1, done - done_before)
+                seconds_left = seconds_per_unit * (total - done)
+                shown_note = f"  {note}" if note else ""
+                self.print(f"{name} {done}/{total}{shown_note}  {seconds_left:.0f} s left")
 
         return advance
