@@ -13,8 +13,8 @@ from transformers.utils import get_json_schema
 
 from environments import End, Environment, ScriptedPolicy, Step
 from environments.game2048 import Game2048
-from environments.game2048.baselines import as_reply
 from environments.game2048.game import DIRECTIONS
+from environments.game2048.replies import as_reply
 from environments.game2048.rewards import INVALID_REWARD
 
 _CALL = re.compile(r"<tool_call>\s*(.+?)\s*</tool_call>", re.DOTALL)

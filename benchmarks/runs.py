@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RULES_ART = ("env=game2048", "env.rules=art", "env.parser=strict")
-# The task of conf/tuned/game2048_tiny.yaml, a random play of which wins four times in ten.
+# The task of conf/preset/game2048_tiny.yaml, a random play of which wins four times in ten.
 EASY = (
     *("env=game2048", "env.win_value=32", "env.max_moves=30", "env.hints=true"),
     *("env.earlier_turns=0", "reward.credit=turn", "reward.gamma=0.5"),

@@ -2,7 +2,7 @@
 
 python -m benchmarks.wordle_learns [SEED ...]        (0 1 2; three minutes a seed on two cores)
 
-It plays conf/tuned/wordle_tiny.yaml. Fails if the intervals of before and after touch.
+It plays conf/preset/wordle_tiny.yaml. Fails if the intervals of before and after touch.
 """
 
 from __future__ import annotations

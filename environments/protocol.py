@@ -1,4 +1,4 @@
-"""What a text environment is: settings, a seeded reset, a step from a reply to the next turn."""
+"""The interface of a text environment: settings, a seeded reset, and steps from reply to reply."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class End(StrEnum):
     WON = "won"
     LOST = "lost"
     INVALID = "invalid"  # the reply could not be read
-    TRUNCATED = "truncated"  # a limit was hit: moves, tokens
+    TRUNCATED = "truncated"  # the episode hit a limit, of moves or of tokens
     FAILED = "failed"  # the environment raised
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one reply leads to.
+    """The outcome of one reply.
 
-    `reward` belongs to this turn. The reward of the episode is the sum over its turns, unless the
-    last step says otherwise in `episode_reward`. `metrics` are the episode's, given at its end.
+    `reward` is the reward of this turn. The reward of the episode is the sum over its turns, unless
+    the last step sets `episode_reward`. `metrics` describe the whole episode and come at its end.
     """
 
     observation: str = ""
-    role: str = "user"  # "tool" when the observation is a tool's answer
+    role: str = "user"  # "tool" if the observation is the answer of a tool
     reward: float = 0.0
     end: End | None = None
     episode_reward: float | None = None
@@ -38,89 +38,92 @@ class Step:
 
 @dataclass
 class Environment(ABC):
-    """One task. A subclass is a dataclass of settings that can play: `reset`, then `step`s.
+    """A task to play. A subclass is a dataclass whose fields are the environment's settings.
 
-    An instance plays one episode at a time; `fresh()` gives another with the same settings.
-    Settings are the dataclass's fields; state is set in `reset` as plain attributes.
+    An instance plays one episode at a time: `reset`, then `step` until a step has an `end`. The
+    state of the episode is plain attributes that `reset` sets. `fresh()` returns another instance
+    with the same settings.
     """
 
-    # The model (a name in conf/model) that this environment is meant for on a GPU.
+    # The model (a name in conf/model) to train on this environment on a GPU.
     recommended_model: ClassVar[str] = "qwen2_5_0_5b"
-    # Whether its moves wait for others (a judge, a tool): then each is made in a thread, and
-    # several instances move at once.
+    # Whether `step` waits for something else, such as a judge or a tool. If so, each call runs in
+    # a thread and several instances step at once.
     is_slow: ClassVar[bool] = False
-    # Scripted policies by name. "random" is required: replies in the right format, without skill;
-    # "oracle" is the one that knows the answer, where there is one.
+    # Scripted policies by name. "random" is required: it replies in the right format, without
+    # skill. "oracle" knows the answer; leave it out where nobody knows it.
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {}
-    # What makes one attempt better than another, for a judge that compares them; empty: in general.
+    # For a judge that compares attempts: what makes one better. Empty means in general.
     rubric: ClassVar[str] = ""
-    # Whether no episode is under way. Without a type, as it is state and no setting.
+    # Whether no episode is running. It has no annotation, so that it does not become a setting.
     _ended = True
 
     @property
     def system_prompt(self) -> str:
-        """The system message; empty for none."""
+        """The system message, or an empty string for none."""
         return ""
 
     @property
     def tools(self) -> list[dict[str, Any]] | None:
-        """JSON schemas of the tools, as chat templates take them; None for none."""
+        """The JSON schemas of the tools, as chat templates expect them, or None for no tools."""
         return None
 
     @property
     def earlier_turns_shown(self) -> int | None:
-        """How many turns before the present one the policy sees; None for all of them."""
+        """The number of turns before the current one that the policy sees; None means all."""
         return None
 
     @property
     def category(self) -> str:
-        """The kind of the present episode's task, if there are several; results tell them apart."""
+        """The kind of the current task, if there are several; evaluation reports each kind."""
         return ""
 
     @abstractmethod
     def reset(self, seed: int, *, member: int = 0) -> str:
-        """Begin the episode of `seed` and return the first observation.
+        """Begin the episode of `seed` and return its first observation.
 
-        All members of a group get the same task; chance that comes later differs by `member`.
-        An environment with data takes its held-out part when `is_evaluation_seed(seed)`.
+        All members of a group get the same task. Chance after the start may differ by `member`.
+        An environment with a data set uses its held-out part if `is_evaluation_seed(seed)`.
         """
 
     @abstractmethod
     def step(self, reply: str) -> Step:
-        """Play one reply. Any text leads to a defined step; nothing in it may raise."""
+        """Play one reply and return its outcome. It must not raise, whatever the text is."""
 
     def truncate(self) -> Step:
-        """The step that ends an episode which a limit outside the environment has cut."""
+        """Return the last step of an episode that a limit outside the environment has ended."""
         return Step(end=End.TRUNCATED)
 
     def reply_from_input(self, text: str) -> str:
-        """The reply that a person means who types `text` (for `play`)."""
+        """Return the reply that a person means who types `text` (used by `play`)."""
         return text
 
     def _require_running(self) -> None:
-        """For the `step` and `truncate` of an environment that keeps `_ended`."""
+        """Raise `RuntimeError` if no episode runs; only for environments that set `_ended`."""
         if self._ended:
             raise RuntimeError("episode is over: call reset")
 
     def fresh(self) -> Self:
-        """Another instance with the same settings, before its first `reset`."""
+        """Return another instance with the same settings, on which `reset` is yet to be called."""
         return replace(self)
 
 
-# A scripted policy looks at the environment itself and draws from the generator it is given.
+# A function that reads the environment's public state, may draw from the generator, and returns a
+# reply.
 ScriptedPolicy = Callable[[Any, Random], str]
 
 
-# Training seeds are even, evaluation seeds odd: no run can train on what it is evaluated on.
+# Training seeds are even and evaluation seeds are odd, so no run trains on its evaluation tasks.
 def training_seed(run_seed: int, index: int) -> int:
-    """The seed of the `index`-th training task of a run: runs have ranges of 2^32 of their own."""
+    """Return the seed of the training task `index`. Each run has its own range of 2^32 tasks."""
     return 2 * ((run_seed << 32) + index)
 
 
 def evaluation_seed(index: int) -> int:
-    """The seed of the `index`-th evaluation task: the same for every run and policy."""
+    """Return the seed of the evaluation task `index`, the same for every run and policy."""
     return 2 * index + 1
 
 
 def is_evaluation_seed(seed: int) -> bool:
+    """Return whether a seed is one of evaluation rather than training."""
     return seed % 2 == 1

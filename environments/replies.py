@@ -1,4 +1,4 @@
-"""What the readers of replies share."""
+"""Functions that the reply parsers of several environments share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _THINK_TAG = re.compile(r"<(/?)think\s*>", re.IGNORECASE)
 
 
 def without_thinking(reply: str) -> str:
-    """The reply less its <think> blocks, closed or not.
+    """Return the reply without its <think> blocks, whether they are closed or not.
 
-    What comes before a lone </think> is thinking too: some templates open the block in the prompt.
+    Text before a lone </think> is dropped too: some chat templates open the block in the prompt.
 
     >>> without_thinking("<think>a</think>b<think>c")
     'b'

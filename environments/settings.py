@@ -1,4 +1,4 @@
-"""How environments check their settings: a wrong one is named in one line."""
+"""Checks of an environment's settings; a wrong one raises an error of one line that names it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import TypeVar
 Kind = TypeVar("Kind", bound=StrEnum)
 
 
-def require(valid: bool, name: str, value: object, what: str) -> None:
-    """Raises a `ValueError` that names the setting and says what it must be."""
+def require(valid: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a `ValueError` that names the setting and what it must be, unless it is valid."""
     if not valid:
-        raise ValueError(f"env.{name}={value}: must be {what}")
+        raise ValueError(f"env.{name}={value}: must be {allowed}")
 
 
-def is_int(value: object, least: int, most: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def is_int(value: object, minimum: int, maximum: float = math.inf) -> bool:
+    """Return whether a value is an integer (not a boolean) from `minimum` to `maximum`."""
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
-def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Whether it is a finite number from `least` to `most`."""
+def is_number(value: object, minimum: float = -math.inf, maximum: float = math.inf) -> bool:
+    """Return whether a value is a finite number (not a boolean) from `minimum` to `maximum`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return -math.inf < value < math.inf and least <= value <= most
+    return -math.inf < value < math.inf and minimum <= value <= maximum
 
 
 def member(kind: type[Kind], name: str, value: str) -> Kind:
-    """The member of that value, which a command line gives as text."""
+    """Return the member of an enum with this value; the command line gives it as text."""
     require(value in list(kind), name, value, " or ".join(kind))
     return kind(value)

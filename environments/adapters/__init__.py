@@ -1,6 +1,6 @@
 """Environments of other libraries, each imported when its adapter is first made."""
 
-from environments.adapters.gymnasium_text import GymnasiumText
+from environments.adapters.gymnasium import GymnasiumText
 from environments.adapters.reasoning_gym import ReasoningGym
 from environments.adapters.textarena import TextArena
 

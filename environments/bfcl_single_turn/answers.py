@@ -10,8 +10,7 @@ from typing import Any
 
 from environments.bfcl_single_turn.data import Case, conversation
 from environments.bfcl_single_turn.grading import answers_of
-
-NamedArguments = tuple[str, dict[str, Any]]
+from environments.bfcl_single_turn.replies import NamedArguments
 
 _JAVA_SUFFIX = {"long": "L", "float": "f"}
 _JS_SUFFIX = {"Bigint": "n"}

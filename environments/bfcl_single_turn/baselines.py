@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from environments.bfcl_single_turn.answers import NamedArguments, right_calls
+from environments.bfcl_single_turn.answers import right_calls
+from environments.bfcl_single_turn.replies import as_reply
 
 if TYPE_CHECKING:
     from environments.bfcl_single_turn.env import BfclSingleTurn
     from environments.protocol import ScriptedPolicy
 
 NO_CALL = "None of these functions can do that."
-
-
-def as_reply(calls: list[NamedArguments]) -> str:
-    """In Hermes tags, one call each."""
-    blocks = [json.dumps({"name": name, "arguments": given}) for name, given in calls]
-    return "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks)
 
 
 def random(env: BfclSingleTurn, rng: Random) -> str:

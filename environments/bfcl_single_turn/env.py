@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from environments.bfcl_single_turn.baselines import BASELINES
-from environments.bfcl_single_turn.calls import read, within_limits
 from environments.bfcl_single_turn.data import Case, category_names, conversation, split
 from environments.bfcl_single_turn.grading import grade
 from environments.bfcl_single_turn.official import official
+from environments.bfcl_single_turn.replies import parse, within_limits
 from environments.bfcl_single_turn.rewards import partial_credit
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
 from environments.settings import is_int, is_number, require
@@ -87,13 +87,13 @@ class BfclSingleTurn(Environment):
     def step(self, reply: str) -> Step:
         self._require_running()
         case = self.case
-        reading = within_limits(case, read(reply))
-        calls = reading.calls
-        is_right = reading.is_gradable and grade(case, calls, reply)
+        parsed = within_limits(case, parse(reply))
+        calls = parsed.calls
+        is_right = parsed.is_gradable and grade(case, calls, reply)
         partial = 0.0
-        if reading.is_gradable and reading.is_valid:
+        if parsed.is_gradable and parsed.is_valid:
             partial = partial_credit(case, calls or [])
-        if not reading.is_valid:
+        if not parsed.is_valid:
             reward, end = -self.invalid_penalty, End.INVALID
         else:
             # Any call counts officially where one is wanted and no answer is known.

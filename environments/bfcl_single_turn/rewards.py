@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from environments.bfcl_single_turn.calls import Call
 from environments.bfcl_single_turn.data import Case, conversation
 from environments.bfcl_single_turn.grading import answers_of, language_of, writes_dots
 from environments.bfcl_single_turn.official import model_name, official
+from environments.bfcl_single_turn.replies import Call
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),

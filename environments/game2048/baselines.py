@@ -7,16 +7,13 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from environments.game2048.game import DIRECTIONS, legal_directions, move
+from environments.game2048.replies import as_reply
 
 if TYPE_CHECKING:
     from environments.game2048.env import Game2048
     from environments.protocol import ScriptedPolicy
 
 CORNER_ORDER = ("left", "down", "right", "up")
-
-
-def as_reply(direction: str) -> str:
-    return f"<move>{direction}</move>"
 
 
 def random(env: Game2048, rng: Random) -> str:

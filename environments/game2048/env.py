@@ -10,7 +10,7 @@ from random import Random
 from typing import ClassVar
 
 from environments.game2048 import rewards
-from environments.game2048.baselines import BASELINES, as_reply
+from environments.game2048.baselines import BASELINES
 from environments.game2048.game import (
     DIRECTIONS,
     Board,
@@ -23,7 +23,7 @@ from environments.game2048.game import (
     spawn,
     tile_sum,
 )
-from environments.game2048.replies import Parser, direction_from_input, parse
+from environments.game2048.replies import Parser, as_reply, direction_from_input, parse
 from environments.protocol import End, Environment, ScriptedPolicy, Step
 from environments.settings import is_int, member, require
 

@@ -42,6 +42,15 @@ def parse(reply: str, parser: Parser) -> str | None:
     return direction if direction in DIRECTIONS else None
 
 
+def as_reply(direction: str) -> str:
+    """Write the reply that moves in a direction.
+
+    >>> as_reply("left")
+    '<move>left</move>'
+    """
+    return f"<move>{direction}</move>"
+
+
 def direction_from_input(text: str) -> str | None:
     """The direction a person typed: a word, its beginning (l, r, u, d) or an arrow.
 

@@ -9,15 +9,11 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from environments.gsm8k.data import Item
-from environments.gsm8k.grading import gold_number
+from environments.gsm8k.replies import as_reply, gold_number
 
 if TYPE_CHECKING:
     from environments.gsm8k.env import Gsm8k
     from environments.protocol import ScriptedPolicy
-
-
-def as_reply(number: object) -> str:
-    return f"\\boxed{{{number}}}"
 
 
 def random(env: Gsm8k, rng: Random) -> str:

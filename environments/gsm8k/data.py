@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 from urllib.error import HTTPError
 
-from environments.gsm8k.grading import gold_number
+from environments.gsm8k.replies import gold_number
 
 GSM8K = "openai/gsm8k"
 MADE_UP = "gsm_symbolic"

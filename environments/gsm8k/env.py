@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from environments.gsm8k import rewards
-from environments.gsm8k.baselines import BASELINES, as_reply
+from environments.gsm8k.baselines import BASELINES
 from environments.gsm8k.data import GSM8K, questions
-from environments.gsm8k.grading import answer, gold_number
+from environments.gsm8k.replies import as_reply, gold_number, parse
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
 from environments.settings import is_number, require
 
@@ -59,7 +59,7 @@ class Gsm8k(Environment):
 
     def step(self, reply: str) -> Step:
         self._require_running()
-        answered = answer(reply)
+        answered = parse(reply)
         correct = rewards.correct(answered, self.gold)
         readable = rewards.readable(answered)
         end = End.WON if correct else End.LOST if readable else End.INVALID

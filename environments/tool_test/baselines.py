@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from environments.tool_test.calls import Call, as_text
+from environments.tool_test.replies import Call, as_reply
 from environments.tool_test.tools import CATALOGUE
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _following(env: ToolTest, calls: Sequence[Call]) -> str:
 
 
 def _reply(env: ToolTest, calls: Sequence[Call]) -> str:
-    return "\n".join(map(as_text, calls[:1] if env.one_a_turn else calls))
+    return as_reply(*calls[: 1 if env.one_a_turn else None])
 
 
 BASELINES: Mapping[str, ScriptedPolicy] = {

@@ -12,7 +12,7 @@ from environments.protocol import End, Environment, ScriptedPolicy, Step, is_eva
 from environments.settings import is_int, is_number, member, require
 from environments.tool_test import rewards, tasks
 from environments.tool_test.baselines import BASELINES
-from environments.tool_test.calls import Call, parse
+from environments.tool_test.replies import Call, parse
 from environments.tool_test.tasks import Arguments
 from environments.tool_test.tools import CATALOGUE
 

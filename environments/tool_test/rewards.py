@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from environments.tool_test.calls import Call
+from environments.tool_test.replies import Call
 from environments.tool_test.tools import CATALOGUE, is_typed
 
 

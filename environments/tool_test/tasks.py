@@ -9,7 +9,7 @@ from functools import lru_cache
 from hashlib import sha256
 from random import Random
 
-from environments.tool_test.calls import Call
+from environments.tool_test.replies import Call
 from environments.tool_test.tools import CATALOGUE
 
 _HELD_OUT = 5  # of so many tasks one is for evaluation

@@ -13,13 +13,18 @@ from omegaconf.errors import OmegaConfBaseException
 from environments import Environment
 from rl_experiments.errors import UserError, did_you_mean, one_line
 
+# Classes that have moved, by the `_target_` that run folders of earlier versions hold.
+FORMER_TARGETS = {
+    "environments.adapters.gymnasium_text.GymnasiumText": "environments.adapters.GymnasiumText",
+}
+
 
 def environment_class(target: str | None) -> type[Environment]:
     """The class that `env._target_` names; refused unless it is an `Environment`."""
     if not target:
         raise UserError("env._target_ is missing: name the environment's class in its YAML")
     try:
-        found = get_class(target)
+        found = get_class(FORMER_TARGETS.get(target, target))
     except Exception as error:
         raise UserError(
             f"env._target_={target} cannot be imported: {one_line(str(error))}"

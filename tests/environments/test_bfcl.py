@@ -22,10 +22,10 @@ from environments import End, Environment, evaluation_seed, training_seed
 from environments.bfcl_single_turn import BfclSingleTurn
 from environments.bfcl_single_turn import official as installed
 from environments.bfcl_single_turn.answers import right_calls
-from environments.bfcl_single_turn.baselines import NO_CALL, as_reply
-from environments.bfcl_single_turn.calls import read
+from environments.bfcl_single_turn.baselines import NO_CALL
 from environments.bfcl_single_turn.data import UNWINNABLE, Case, entries_of
 from environments.bfcl_single_turn.grading import grade
+from environments.bfcl_single_turn.replies import as_reply, parse
 from environments.bfcl_single_turn.rewards import matched
 from tests.support.paths import CHECKOUT
 
@@ -259,7 +259,7 @@ def test_verdicts_match_a_slow_checker() -> None:
 
 def original_reward(reply: str) -> float:
     """That of the system before this one, which read no answer: 1 for any well-formed call."""
-    calls = read(reply).calls
+    calls = parse(reply).calls
     return float(bool(calls))
 
 
@@ -384,10 +384,10 @@ READ: dict[str, Any] = {
 }
 
 
-def test_replies_are_read() -> None:
-    assert {reply: read(reply).calls for reply in READ} == READ
-    assert not read('{"name": "f", "arguments": "x"}').is_valid
-    assert read("No.").is_valid and read("[]").is_valid
+def test_replies_are_parse() -> None:
+    assert {reply: parse(reply).calls for reply in READ} == READ
+    assert not parse('{"name": "f", "arguments": "x"}').is_valid
+    assert parse("No.").is_valid and parse("[]").is_valid
 
 
 SLOW = ["[[],[]" + ",[]" * 40, "[[" + "],[" * 60, "new HashMap<>(){" + " " * 5000 + "x"]

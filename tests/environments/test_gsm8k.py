@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import End, evaluation_seed, training_seed
 from environments.gsm8k import Gsm8k
-from environments.gsm8k.grading import grade
+from environments.gsm8k.replies import grade
 from tests.support.paths import CHECKOUT
 
 ROWS: list[dict[str, Any]] = [

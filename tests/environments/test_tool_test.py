@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import End, Step, evaluation_seed, training_seed
 from environments.tool_test import ToolTest, rewards
-from environments.tool_test.calls import Call, as_text, parse
+from environments.tool_test.replies import Call, as_reply, parse
 from environments.tool_test.tools import CATALOGUE, is_typed
 from rl_experiments.config.schema import CONF_DIR, register
 from rl_experiments.preflight import check
@@ -36,7 +36,7 @@ def started(*asked: Call, **options: Any) -> ToolTest:
 
 
 def says(*calls: Call) -> str:
-    return "\n".join(map(as_text, calls))
+    return as_reply(*calls)
 
 
 TIMER, LIGHT = Call("set_timer", {"minutes": 5}), Call("switch_light", {"room": "hall", "on": True})

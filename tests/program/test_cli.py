@@ -146,7 +146,7 @@ def test_cfg_names_the_model(program: Program, tmp_path: Path, typed: str, model
     done = program(*typed.split(), PYTHONPATH=PATH)
     assert done.returncode == 0, done.stderr
     assert OmegaConf.create(done.stdout).model.name == model
-    if model.startswith("qwen"):  # where no tuned settings replace it
+    if model.startswith("qwen"):  # where no preset replaces it
         assert "steps_per_generation: ${trainer.gradient_accumulation_steps}" in done.stdout
     assert not (tmp_path / "runs").exists()
 

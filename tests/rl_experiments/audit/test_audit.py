@@ -14,8 +14,8 @@ import pytest
 
 from environments import End, Environment, ScriptedPolicy, Step
 from environments.bfcl_single_turn import BfclSingleTurn
-from environments.bfcl_single_turn.calls import read
 from environments.bfcl_single_turn.official import official
+from environments.bfcl_single_turn.replies import parse
 from environments.game2048 import Game2048
 from environments.wordle import Wordle
 from rl_experiments.audit.environment import EnvironmentAudit
@@ -258,7 +258,7 @@ def test_failing_everywhere_is_a_line() -> None:
 
 def original(self: BfclSingleTurn, reply: str) -> Step:
     """As the system before this one graded: 1 for any well-formed call, whatever the answer."""
-    is_call = bool(read(reply).calls)
+    is_call = bool(parse(reply).calls)
     return Step(reward=float(is_call), end=End.WON if is_call else End.INVALID)
 
 

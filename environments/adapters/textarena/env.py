@@ -7,28 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from random import Random
 from typing import Any, ClassVar
 
 from environments.adapters.library import Chance, load, one_line
 from environments.adapters.rewards import bounded
+from environments.adapters.textarena.baselines import BASELINES
 from environments.protocol import End, Environment, ScriptedPolicy, Step
 from environments.replies import without_thinking
 from environments.settings import is_int, is_number, require
 
 _MOST_CHARS = 2000  # of a reply that a game is given
 _BRACKETED = re.compile(r"\[[^\[\]\n]{1,40}\]")
-
-
-def random(env: TextArena, rng: Random) -> str:
-    """One of the bracketed texts that the game has shown, with other numbers in it."""
-    shown = sorted(env.shown) or ["[1]"]
-    return re.sub(r"\d+", lambda _: str(rng.randint(0, 9)), rng.choice(shown))
-
-
-def first(env: TextArena, rng: Random) -> str:
-    """The same reply every turn: the first bracketed text of the alphabet."""
-    return min(env.shown, default="[1]")
 
 
 @dataclass
@@ -42,7 +31,7 @@ class TextArena(Environment):
     invalid_reward: float = 0.0  # the most for an episode that ends with an invalid action
 
     recommended_model: ClassVar[str] = "qwen2_5_3b"
-    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {"random": random, "first": first}
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
 
     def __post_init__(self) -> None:
         require(is_int(self.max_turns, 1), "max_turns", self.max_turns, "a whole number >= 1")

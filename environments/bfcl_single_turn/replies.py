@@ -21,13 +21,16 @@ _MAX_COLLECTION, _MAX_OF_A_BRACKET = 300, 8
 _SPACES = re.compile(r"(\s\s)\s+")
 
 
+NamedArguments = tuple[str, dict[str, Any]]  # the name of a function, and its arguments
+
+
 class Call(TypedDict):
     name: str
     arguments: str  # JSON
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedReply:
     """`calls` is None where there is none that can be decoded."""
 
     calls: list[Call] | None
@@ -35,23 +38,23 @@ class Reading:
     is_gradable: bool = True
 
 
-_INVALID = Reading(None, is_valid=False)
+_INVALID = ParsedReply(None, is_valid=False)
 
 
-def read(reply: str) -> Reading:
+def parse(reply: str) -> ParsedReply:
     """The calls of a reply: each in Hermes tags, or all as the JSON array that is the whole reply.
 
     The latter is what the template of xLAM asks for. One bad call spoils the reply.
     """
     if len(reply) > _MAX_REPLY:
-        return Reading(None, is_valid=False, is_gradable=False)
+        return ParsedReply(None, is_valid=False, is_gradable=False)
     text = without_thinking(reply).strip()
     if _OPEN in text:
         blocks = [part.split(_CLOSE)[0] for part in text.split(_OPEN)[1:]]
     elif text.startswith(("[", "{")):
         blocks = [text]
     else:
-        return Reading(None) if text else _INVALID
+        return ParsedReply(None) if text else _INVALID
     try:
         found = [call for block in blocks for call in _as_list(json.loads(block))]
         calls = [Call(name=c["name"], arguments=json.dumps(c["arguments"])) for c in found]
@@ -59,22 +62,28 @@ def read(reply: str) -> Reading:
         return _INVALID
     named = all(isinstance(call["name"], str) for call in found)
     has_objects = all(isinstance(call["arguments"], dict) for call in found)
-    return Reading(calls, is_valid=has_objects) if named else _INVALID
+    return ParsedReply(calls, is_valid=has_objects) if named else _INVALID
+
+
+def as_reply(calls: list[NamedArguments]) -> str:
+    """Write a reply that makes the calls, each in Hermes tags."""
+    blocks = [json.dumps({"name": name, "arguments": given}) for name, given in calls]
+    return "\n".join(f"{_OPEN}\n{block}\n{_CLOSE}" for block in blocks)
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def within_limits(case: Case, reading: Reading) -> Reading:
-    """The reading with calls that can be graded quickly, or marked as not gradable."""
-    calls = reading.calls or []
+def within_limits(case: Case, parsed: ParsedReply) -> ParsedReply:
+    """The parsed with calls that can be graded quickly, or marked as not gradable."""
+    calls = parsed.calls or []
     gradable = sum(len(call["arguments"]) for call in calls) <= _MAX_ARGUMENTS
     if gradable and calls and "java" in case["category"]:
         shortened = [_shortened(case, call) for call in calls]
         gradable = all(_is_quick(case, call) for call in shortened)
-        return Reading(shortened, reading.is_valid, is_gradable=gradable)
-    return reading if gradable else Reading(None, reading.is_valid, is_gradable=False)
+        return ParsedReply(shortened, parsed.is_valid, is_gradable=gradable)
+    return parsed if gradable else ParsedReply(None, parsed.is_valid, is_gradable=False)
 
 
 def _collections(case: Case, arguments: Any) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from environments.adapters.replies import as_element
 
 if TYPE_CHECKING:
-    from environments.adapters.gymnasium_text import GymnasiumText
+    from environments.adapters.gymnasium.env import GymnasiumText
     from environments.protocol import ScriptedPolicy
 
 _SWEEPS = 1000

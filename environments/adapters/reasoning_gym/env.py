@@ -5,28 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from random import Random
 from typing import Any, ClassVar
 
-from environments.adapters.items import Item, Source, library, sources
 from environments.adapters.library import one_line
+from environments.adapters.reasoning_gym.baselines import BASELINES, WITHOUT_ORACLE
+from environments.adapters.reasoning_gym.items import Item, Source, library, sources
 from environments.adapters.replies import as_element, last_element
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
 from environments.settings import is_int, require
-
-
-def random(env: ReasoningGym, rng: Random) -> str:
-    """The answer of another item of the same dataset."""
-    other = env.item
-    for _ in range(8):
-        other = env.source.item(rng.randrange(env.items), held_out=False)
-        if other.question != env.item.question:
-            break
-    return as_element("answer", other.answer)
-
-
-def oracle(env: ReasoningGym, rng: Random) -> str:
-    return as_element("answer", env.item.answer)
 
 
 @dataclass
@@ -38,7 +24,7 @@ class ReasoningGym(Environment):
     items: int = 5000  # of each dataset, for training and again for evaluation
 
     recommended_model: ClassVar[str] = "qwen2_5_1_5b"
-    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {"random": random, "oracle": oracle}
+    baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
 
     def __post_init__(self) -> None:
         require(is_int(self.items, 1), "items", self.items, "a whole number >= 1")
@@ -59,7 +45,7 @@ class ReasoningGym(Environment):
             ) from None
         self._item: Item | None = None
         if not all(source.has_answers for source in self._sources):
-            self.baselines = {"random": random}  # type: ignore[misc]  # this instance's alone
+            self.baselines = WITHOUT_ORACLE  # type: ignore[misc]  # this instance's alone
 
     @property
     def item(self) -> Item:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from zlib import crc32
 
+from environments.adapters.gymnasium.baselines import BASELINES, WITHOUT_TABLE
+from environments.adapters.gymnasium.screens import plain
 from environments.adapters.library import load, one_line
-from environments.adapters.planning import BASELINES, WITHOUT_TABLE
 from environments.adapters.replies import as_element, last_element
 from environments.adapters.rewards import bounded
-from environments.adapters.screens import plain
 from environments.protocol import End, Environment, ScriptedPolicy, Step
 from environments.settings import is_int, is_number, require
 

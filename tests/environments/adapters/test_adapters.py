@@ -21,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import End, Environment, Step, evaluation_seed, training_seed
 from environments.adapters import GymnasiumText, ReasoningGym, TextArena
-from environments.adapters.items import _HARMLESS, _REFUSED, Source
+from environments.adapters.gymnasium.screens import plain
 from environments.adapters.library import Chance
+from environments.adapters.reasoning_gym.items import _HARMLESS, _REFUSED, Source
 from environments.adapters.replies import last_element
 from environments.adapters.rewards import bounded
-from environments.adapters.screens import plain
 from tests.support.paths import CHECKOUT
 
 NEEDED: dict[str, Any] = {

@@ -45,14 +45,15 @@ def parse(reply: str) -> list[Call]:
     return calls if opened is None else [*calls, _UNREADABLE]
 
 
-def as_text(call: Call) -> str:
-    r"""As Hermes and Qwen write it.
+def as_reply(*calls: Call) -> str:
+    r"""Write a reply that makes the calls, each as Hermes and Qwen write it.
 
-    >>> as_text(Call("say", {"text": "hello"}))
+    >>> as_reply(Call("say", {"text": "hello"}))
     '<tool_call>\n{"name": "say", "arguments": {"text": "hello"}}\n</tool_call>'
     """
-    content = {"name": call.name, "arguments": call.arguments}
-    return f"<tool_call>\n{json.dumps(content, ensure_ascii=False)}\n</tool_call>"
+    contents = [{"name": call.name, "arguments": call.arguments} for call in calls]
+    blocks = [json.dumps(content, ensure_ascii=False) for content in contents]
+    return "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks)
 
 
 def _call(text: str) -> Call:

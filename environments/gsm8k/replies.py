@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
 
-from environments.gsm8k.numerals import number, words
+from environments.gsm8k.numbers import number, words
 from environments.replies import without_thinking
 
 _MOST_CHARACTERS = 1 << 18  # of a reply that is read at all
@@ -31,7 +31,7 @@ def grade(text: str, gold: str) -> bool:
     >>> [grade(reply, "18") for reply in (r"\boxed{\$18.00}", "#### 18 eggs", "#### 9*2", "18")]
     [True, True, False, False]
     """
-    return answer(text) == gold_number(gold)
+    return parse(text) == gold_number(gold)
 
 
 def gold_number(gold: str) -> Decimal:
@@ -42,7 +42,7 @@ def gold_number(gold: str) -> Decimal:
     return found
 
 
-def answer(text: str) -> Decimal | None:
+def parse(text: str) -> Decimal | None:
     r"""The number in the last \boxed{} or after the last ####, outside the thinking.
 
     None without one, when it is no single number, and when the reply offers several: side by side,
@@ -59,6 +59,15 @@ def answer(text: str) -> Decimal | None:
             return None
     corrected = {*numbers} - {None, numbers[-1]}
     return numbers[-1] if len(corrected) <= _MOST_CORRECTED else None
+
+
+def as_reply(number: object) -> str:
+    r"""Write a reply that answers with a number.
+
+    >>> as_reply(18)
+    '\\boxed{18}'
+    """
+    return f"\\boxed{{{number}}}"
 
 
 def _marked(text: str) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,5 @@
+"""Games of TextArena that one player can play."""
+
+from environments.adapters.textarena.env import TextArena
+
+__all__ = ["TextArena"]
