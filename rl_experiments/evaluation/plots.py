@@ -1,4 +1,4 @@
-"""The learning curve as a picture, with the scripted baselines as lines."""
+"""The learning curve as a picture, with the scripted baselines as horizontal lines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from rl_experiments.evaluation.runner import Evaluation
 
 
-def learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) -> None:
-    """Win rate and reward of the training episodes over steps; before and after on unseen seeds."""
+def plot_learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) -> None:
+    """Draw win rate and reward of the training episodes over optimizer steps, as a PNG.
+
+    `metrics` is the run's metrics.jsonl. The policies before and after training stand at the first
+    and last step with their intervals; every other policy of the evaluation is a dashed line.
+    """
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws without a screen
     import matplotlib.pyplot as plt
 
     records = list(read_json_lines(metrics))

@@ -1,8 +1,7 @@
-"""Who plays in an evaluation: scripted policies, models, checkpoints, models behind endpoints."""
+"""The `policies` setting resolved to policies that can play."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,92 +15,99 @@ from rl_experiments.config.schema import CONF_DIR, Config, ModelConfig
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.inference.api_client import api_key
 
-OWN = "model"  # in `policies`: the model or the checkpoint of the configuration
+CONFIGURED_MODEL = "model"  # in `policies`: the model or checkpoint that the other settings name
 
 
 @dataclass(frozen=True)
 class EvaluatedPolicy:
-    """`config` is that of the job with the contestant's own model."""
+    """A policy that takes part in an evaluation.
+
+    `config` is the job's configuration with this policy's own model or checkpoint in it.
+    """
 
     name: str
     config: Config
     is_scripted: bool = False
 
     @property
-    def is_remote(self) -> bool:
-        return not self.is_scripted and is_endpoint(self.config)
+    def is_api_model(self) -> bool:
+        """Whether the policy is a model behind an API."""
+        return not self.is_scripted and is_api_model(self.config)
 
 
-def is_endpoint(config: Config) -> bool:
+def is_api_model(config: Config) -> bool:
+    """Return whether the configuration's policy is a model behind an API."""
     return config.model.base_url is not None and config.checkpoint.path is None
 
 
 def resolve_policies(
     config: Config, environment: Environment, *, elsewhere: bool = False
 ) -> list[EvaluatedPolicy]:
-    """Those of the `policies` setting; else the scripted `policy`, or the model.
+    """Return the policies that `policies` lists; without it, the one of `policy`, or the model.
 
-    Raises a `UserError` for one that cannot play. A job that runs `elsewhere` has folders that
-    this machine does not see.
+    A job that runs `elsewhere` has folders that this machine does not see, so absolute paths are
+    taken as they are. Raises a `UserError` for a policy that cannot play.
     """
-    words = config.policies or [config.policy or OWN]
     if config.policies and config.policy:
-        raise UserError(f"policy={config.policy}: give it in policies=[...] with the others")
-    for word in words:
-        if words.count(word) > 1:
-            raise UserError(f"policies: {word} is there twice")
-    found = [_contestant(word, config, environment, elsewhere=elsewhere) for word in words]
-    for contestant in found:
-        if contestant.is_remote:
-            api_key(contestant.config.model, "model")
-        elif not contestant.is_scripted and contestant.name in environment.baselines:
-            raise UserError(f"{contestant.name}: named like a scripted policy; rename it")
-    return found
+        raise UserError(
+            f"policy={config.policy}: policies=[...] is set too; list {config.policy} there instead"
+        )
+    names = config.policies or [config.policy or CONFIGURED_MODEL]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"policies: {name} is listed twice")
+    policies = [_resolve(name, config, environment, elsewhere=elsewhere) for name in names]
+    for policy in policies:
+        if policy.is_api_model:
+            api_key(policy.config.model, "model")  # raises if there is none
+        elif not policy.is_scripted and policy.name in environment.baselines:
+            raise UserError(
+                f"{policy.name}: this model has the name of a scripted policy of "
+                f"env={config.env.get('name')}; rename it"
+            )
+    return policies
 
 
-def _contestant(
-    word: str, config: Config, environment: Environment, *, elsewhere: bool
+def _resolve(
+    name: str, config: Config, environment: Environment, *, elsewhere: bool
 ) -> EvaluatedPolicy:
-    if word in environment.baselines:
-        return EvaluatedPolicy(word, config, is_scripted=True)
-    if word == OWN:
+    """Return the policy that one entry of `policies` names."""
+    if name in environment.baselines:
+        return EvaluatedPolicy(name, config, is_scripted=True)
+    if name == CONFIGURED_MODEL:
         path = config.checkpoint.path
         return EvaluatedPolicy(Path(path).name if path else config.model.name, config)
-    own = deepcopy(config)
-    if is_remote(word) or (elsewhere and word.startswith("/")):
-        own.checkpoint.path = word
-    elif Path(word).is_dir():
-        own.checkpoint.path = str(checkpoint.find(word))
-    elif word in (choices := dict(_models())):
-        own.checkpoint.path = None
-        own.model = _model(choices[word])
+    model_files = {file.stem: file for file in sorted((CONF_DIR / "model").glob("*.yaml"))}
+    policy_config = deepcopy(config)
+    if is_remote(name) or (elsewhere and name.startswith("/")):
+        policy_config.checkpoint.path = name
+    elif Path(name).is_dir():
+        policy_config.checkpoint.path = str(checkpoint.find(name))
+    elif name in model_files:
+        policy_config.checkpoint.path = None
+        policy_config.model = _load_model_config(model_files[name])
     elif config.model.base_url is not None:
-        own.checkpoint.path = None
-        own.model.name = word
+        policy_config.checkpoint.path = None
+        policy_config.model.name = name
     else:
-        known = [*environment.baselines, *choices, OWN]
+        known = [*environment.baselines, *model_files, CONFIGURED_MODEL]
         raise UserError(
-            f"policies: {word} is no scripted policy of env={config.env.get('name')}, no "
-            f"model in conf/model and no checkpoint{did_you_mean(word, known)}"
+            f"policies: {name} is no scripted policy of env={config.env.get('name')}, no "
+            f"model in conf/model and no checkpoint{did_you_mean(name, known)}"
         )
-    return EvaluatedPolicy(word, own)
+    return EvaluatedPolicy(name, policy_config)
 
 
-def _models() -> Iterator[tuple[str, Path]]:
-    for file in sorted((CONF_DIR / "model").glob("*.yaml")):
-        yield file.stem, file
-
-
-def _model(file: Path) -> ModelConfig:
-    """A model's own settings; what it says of training has no part here."""
+def _load_model_config(file: Path) -> ModelConfig:
+    """Read a model's settings from conf/model; settings for training in the file are ignored."""
     loaded = OmegaConf.load(file)
-    own = OmegaConf.select(loaded, "model", default=loaded)
-    typed = OmegaConf.merge(OmegaConf.structured(ModelConfig), own)
+    settings = OmegaConf.select(loaded, "model", default=loaded)
+    typed = OmegaConf.merge(OmegaConf.structured(ModelConfig), settings)
     missing = sorted(map(str, OmegaConf.missing_keys(typed)))
     if missing:
         raise UserError(
-            f"policies: {file.stem} needs model.{missing[0]}; choose it by model={file.stem} "
-            f"model.{missing[0]}=... and name it {OWN} in policies"
+            f"policies: {file.stem} needs model.{missing[0]}; choose it with model={file.stem} "
+            f"model.{missing[0]}=... and list it as {CONFIGURED_MODEL} in policies"
         )
     model = OmegaConf.to_object(typed)
     assert isinstance(model, ModelConfig)

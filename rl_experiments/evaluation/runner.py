@@ -14,10 +14,10 @@ from rich.table import Table
 
 from environments import Environment, evaluation_seed
 from rl_experiments import distributed
-from rl_experiments.evaluation import results
-from rl_experiments.evaluation.results import Result
+from rl_experiments.evaluation import tables
+from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.inference.api_client import ApiClient
-from rl_experiments.rollout.api_episodes import play as play_conversations
+from rl_experiments.rollout.api_episodes import play as play_api_episodes
 from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner, Trajectory, play_scripted
 from rl_experiments.storage.files import (
     append_json_lines,
@@ -27,15 +27,18 @@ from rl_experiments.storage.files import (
 )
 from rl_experiments.terminal.progress import Progress
 
-RecordWriter = Callable[[Trajectory], None]
-_TRAINED = ("after", "before")
+EpisodeWriter = Callable[[Trajectory], None]
+EpisodePlayer = Callable[[Sequence[EpisodeSpec], EpisodeWriter], None]
+_TRAINED = ("after", "before")  # the names that the train verb gives its policy
 _SECONDS = "seconds.jsonl"
 
 
 class Evaluation:
-    """The results of policies on one set of seeds, kept in the run's folder as they are played.
+    """The results of several policies on one set of seeds.
 
-    Each seed is played `samples` times by each policy.
+    Each policy plays each seed `samples` times. Every episode is appended to the policy's file in
+    `folder` as it ends, so that a stopped evaluation goes on where it was. `compared` names the
+    policies of which each is compared with the first one.
     """
 
     def __init__(
@@ -50,22 +53,22 @@ class Evaluation:
         self.folder = folder
         self.environment = environment
         self.seeds = [evaluation_seed(index) for index in range(first, first + num_examples)]
-        self.tasks = [EpisodeSpec(seed, member) for seed in self.seeds for member in range(samples)]
-        self.results: dict[str, Result] = {}
-        self.compared: list[str] = []  # the policies of which each is compared with the first
+        self.specs = [EpisodeSpec(seed, member) for seed in self.seeds for member in range(samples)]
+        self.results: dict[str, PolicyResult] = {}
+        self.compared: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
 
-    def scripted(self, name: str) -> Result:
+    def evaluate_scripted(self, name: str) -> PolicyResult:
         """Evaluate one of the environment's scripted policies."""
         policy = self.environment.baselines[name]
 
-        def play(tasks: Sequence[EpisodeSpec], keep: RecordWriter) -> None:
-            for trajectory in play_scripted(self.environment, policy, tasks, name=name):
+        def play(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
+            for trajectory in play_scripted(self.environment, policy, specs, name=name):
                 keep(trajectory)
 
         return self._evaluate(name, "", play)
 
-    def policy(
+    def evaluate_model(
         self,
         name: str,
         rollout: RolloutRunner,
@@ -73,85 +76,88 @@ class Evaluation:
         version: str,
         batch_size: int,
         progress: Progress,
-    ) -> Result:
-        """Evaluate a model. `version` tells its weights: episodes of others are not counted."""
+    ) -> PolicyResult:
+        """Evaluate a model that runs here.
 
-        def play(tasks: Sequence[EpisodeSpec], keep: RecordWriter) -> None:
-            rollout.play(tasks, batch_size=batch_size, on_end=keep)
+        `version` identifies its weights: kept episodes of other weights are dropped.
+        """
+
+        def play(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
+            rollout.play(specs, batch_size=batch_size, on_end=keep)
 
         return self._evaluate(name, version, play, progress)
 
-    def endpoint(
+    def evaluate_api_model(
         self,
         name: str,
-        endpoint: ApiClient,
+        client: ApiClient,
         *,
         max_tokens: int,
         temperature: float,
         progress: Progress,
-    ) -> Result:
-        """Evaluate a model behind an endpoint."""
+    ) -> PolicyResult:
+        """Evaluate a model behind an API."""
 
-        def play(tasks: Sequence[EpisodeSpec], keep: RecordWriter) -> None:
-            play_conversations(
+        def play(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
+            play_api_episodes(
                 self.environment,
-                endpoint,
-                tasks,
+                client,
+                specs,
                 max_tokens=max_tokens,
                 temperature=temperature,
                 on_end=keep,
             )
 
-        version = f"{endpoint.model} at {endpoint.config.base_url}"
+        version = f"{client.model} at {client.config.base_url}"
         return self._evaluate(name, version, play, progress)
 
     @property
     def has_begun(self) -> bool:
-        """Whether there are episodes that a later attempt would go on from."""
+        """Whether there are episodes from which a later attempt would go on."""
         return any(self.folder.glob("*.jsonl"))
 
-    def replies(self, name: str) -> Path:
-        """Where this process keeps the answers of an endpoint."""
-        own = "" if distributed.is_first() else f"-{distributed.rank()}"
-        return self.folder / f"{_file_name(name)}.replies{own}.jsonl"
+    def api_journal(self, name: str) -> Path:
+        """Return the file in which this process keeps the answers of an API model."""
+        suffix = "" if distributed.is_first() else f"-{distributed.rank()}"
+        return self.folder / f"{_file_stem(name)}.replies{suffix}.jsonl"
 
     def save(self) -> None:
-        """Write the results as JSON beside the folder of episodes."""
+        """Write the results as JSON, beside the folder of episodes and with its name."""
         if not distributed.is_first():
             return
         policies = [result.to_json() for result in self.results.values()]
         summary: dict[str, Any] = {"seeds": [self.seeds[0], self.seeds[-1]], "policies": policies}
-        for name, less in self._pairs():
-            estimates = self.results[name].difference(self.results[less])
-            found = {
-                key: estimate and estimate._asdict()
-                for key, estimate in zip(("win_rate", "reward"), estimates, strict=True)
+        for name, baseline in self._comparisons():
+            win_rate, reward = self.results[name].minus(self.results[baseline])
+            summary[f"{name} - {baseline}"] = {
+                "win_rate": win_rate._asdict(),
+                "reward": reward and reward._asdict(),
             }
-            summary[f"{name} - {less}"] = found
         write_atomically(self.folder.with_suffix(".json"), json.dumps(summary, indent=1))
 
     def table(self) -> Table:
-        return results.main_table(self.results, self._pairs(), seeds=len(self.seeds))
+        """Return the table of all results and of the differences between them."""
+        return tables.main_table(self.results, self._comparisons(), seeds=len(self.seeds))
 
     def details(self) -> list[Table]:
-        """How it went, and what there is on pass@k and on categories."""
-        tables = (
-            results.details_table(self.results, self._seconds()),
-            results.pass_table(self.results),
-            results.category_table(self.results),
+        """Return further tables: how the episodes went, pass@k, results by category."""
+        candidates = (
+            tables.details_table(self.results, self._seconds_played()),
+            tables.pass_at_table(self.results),
+            tables.category_table(self.results),
         )
-        return [table for table in tables if table]
+        return [table for table in candidates if table]
 
-    def _seconds(self) -> dict[str, float]:
-        """That each policy has played for, in all attempts."""
-        found: dict[str, float] = {}
-        for spent in read_json_lines(self.folder / _SECONDS):
-            found[spent["file"]] = found.get(spent["file"], 0.0) + spent["seconds"]
-        files = {name: f"{_file_name(name)}.jsonl" for name in self.results}
-        return {name: found[file] for name, file in files.items() if file in found}
+    def _seconds_played(self) -> dict[str, float]:
+        """Seconds each policy has played, summed over all attempts."""
+        by_file: dict[str, float] = {}
+        for record in read_json_lines(self.folder / _SECONDS):
+            by_file[record["file"]] = by_file.get(record["file"], 0.0) + record["seconds"]
+        files = {name: f"{_file_stem(name)}.jsonl" for name in self.results}
+        return {name: by_file[file] for name, file in files.items() if file in by_file}
 
-    def _pairs(self) -> list[tuple[str, str]]:
-        """What is compared: the policy after with that before, else the models with the first."""
+    def _comparisons(self) -> list[tuple[str, str]]:
+        """(policy, baseline) pairs: `after` vs `before`, otherwise every model vs the first one."""
         if {*_TRAINED} <= self.results.keys():
             return [_TRAINED]
         played = [name for name in self.compared if name in self.results]
@@ -161,63 +167,79 @@ class Evaluation:
         self,
         name: str,
         version: str,
-        play: Callable[[Sequence[EpisodeSpec], RecordWriter], None],
+        play: EpisodePlayer,
         progress: Progress | None = None,
-    ) -> Result:
-        """Play the seeds that the file does not hold yet, and sum up.
+    ) -> PolicyResult:
+        """Play the episodes that the policy's file lacks, and sum up all of them.
 
-        Each process plays a share of them; each appends whole lines to the one file. Episodes
-        that failed are played again.
+        Each process plays a share of them and appends whole lines to the one file. Episodes that
+        failed in an earlier attempt are played again.
         """
-        file = self.folder / f"{_file_name(name)}.jsonl"
-        wanted = set(self.tasks)
+        file = self.folder / f"{_file_stem(name)}.jsonl"
+        wanted = set(self.specs)
+
+        def counts(record: Mapping[str, Any]) -> bool:
+            is_wanted = record["version"] == version and _spec(record) in wanted
+            return is_wanted and record["reward"] is not None
+
         if distributed.is_first():
-            keep_json_lines(
-                file,
-                lambda r: (
-                    r["version"] == version and _task(r) in wanted and r["reward"] is not None
-                ),
-            )
+            keep_json_lines(file, counts)
         distributed.barrier()
-        done = {_task(record) for record in read_json_lines(file)}
-        distributed.barrier()  # before anyone adds to it
-        remaining = distributed.shard([task for task in self.tasks if task not in done])
+        done = {_spec(record) for record in read_json_lines(file)}
+        distributed.barrier()  # until all have read the file, to which others will add
+        remaining = distributed.shard([spec for spec in self.specs if spec not in done])
         if remaining:
-            total = -(
-                -len(self.tasks) // distributed.world_size()
-            )  # of which this process shows its part
-            began = total - len(remaining)
-            shown = progress or Progress(quiet=True)
-            started = time.monotonic()
-            with shown.phase(f"evaluate {name}", total=total, done=began) as advance:
-
-                def keep(trajectory: Trajectory) -> None:
-                    append_json_lines(file, [{"version": version, **_record(trajectory)}])
-                    advance(1)
-
-                try:
-                    play(remaining, keep)
-                finally:
-                    if distributed.is_first():  # apart: what is the clock's differs from run to run
-                        seconds = round(time.monotonic() - started, 3)
-                        spent = {"file": file.name, "seconds": seconds}
-                        append_json_lines(self.folder / _SECONDS, [spent])
+            self._play_remaining(file, version, name, remaining, play, progress)
         distributed.barrier()
-        records = {_task(record): record for record in read_json_lines(file)}
-        result = Result.of(name, [records[task] for task in self.tasks], self.seeds)
+        records = {_spec(record): record for record in read_json_lines(file)}
+        result = PolicyResult.from_records(
+            name, [records[spec] for spec in self.specs], self.seeds
+        )
         self.results[name] = result
         return result
 
+    def _play_remaining(
+        self,
+        file: Path,
+        version: str,
+        name: str,
+        remaining: Sequence[EpisodeSpec],
+        play: EpisodePlayer,
+        progress: Progress | None,
+    ) -> None:
+        """Play this process's share of the episodes, and append each to the policy's file."""
+        share = -(-len(self.specs) // distributed.world_size())  # the bar shows this process's share alone
+        shown = progress or Progress(quiet=True)
+        started = time.monotonic()
+        done = share - len(remaining)
+        with shown.phase(f"evaluate {name}", total=share, done=done) as advance:
 
-def _file_name(policy: str) -> str:
+            def keep(trajectory: Trajectory) -> None:
+                append_json_lines(file, [{"version": version, **_record(trajectory)}])
+                advance(1)
+
+            try:
+                play(remaining, keep)
+            finally:
+                if distributed.is_first():
+                    # In a file of its own: times differ from run to run, the episodes do not.
+                    seconds = round(time.monotonic() - started, 3)
+                    record = {"file": file.name, "seconds": seconds}
+                    append_json_lines(self.folder / _SECONDS, [record])
+
+
+def _file_stem(policy: str) -> str:
+    """Return the policy's name with all that is unfit for a file name replaced."""
     return re.sub(r"[^\w.+-]+", "_", policy)
 
 
-def _task(record: Mapping[str, Any]) -> EpisodeSpec:
+def _spec(record: Mapping[str, Any]) -> EpisodeSpec:
+    """Return which episode a record is of; files of early versions have no `member`."""
     return EpisodeSpec(record["seed"], record.get("member", 0))
 
 
 def _record(trajectory: Trajectory) -> dict[str, Any]:
+    """Return an episode as one line of the policy's file."""
     return {
         "seed": trajectory.seed,
         "member": trajectory.member,

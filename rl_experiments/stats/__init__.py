@@ -1,0 +1,1 @@
+"""Statistics of evaluations and audits: confidence intervals and rank correlation."""
