@@ -24,7 +24,7 @@ from rl_experiments.config.schema import (
     VllmMode,
 )
 from rl_experiments.errors import UserError, did_you_mean
-from rl_experiments.evaluation.policies import is_endpoint, resolve_policies
+from rl_experiments.evaluation.policies import is_api_model, resolve_policies
 from rl_experiments.inference.api_client import LOCAL
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
@@ -70,7 +70,7 @@ def check(cfg: DictConfig) -> Experiment:
     model = config.model
     if not config.checkpoint.path and not (model.path or model.scratch or model.base_url):
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")
-    if config.policies or is_endpoint(config):
+    if config.policies or is_api_model(config):
         resolve_policies(config, environment, elsewhere=elsewhere)
     return Experiment(config, environment)
 

@@ -26,7 +26,7 @@ from rl_experiments.errors import UserError, one_line
 from rl_experiments.rollout.advantages import rewards_vary
 from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
-from rl_experiments.stats.intervals import Estimate, shown
+from rl_experiments.stats.intervals import Estimate, format_estimate
 
 _LEAST = 20  # episodes, for an interval to say something
 _MOST_TURNS = 5000  # of a baseline
@@ -179,13 +179,14 @@ class EnvironmentAudit:
         random, oracle = self.results["random"], self.results[self.oracle]
         gain = _above_line(oracle, random, random)
         if gain is None or gain.low <= _ROUNDING:
-            less = f"{self.oracle} less random is {shown(gain)}"
+            less = f"{self.oracle} less random is {format_estimate(gain)}"
             self._fault("skill does not pay", f"{less}; look at the reward, or for a better oracle")
         for name, result in self.results.items():
             above = _above_line(result, random, oracle)
             if name in self.baselines or above is None or above.high <= _ROUNDING:
                 continue
-            where = f"{name} earns {shown(result.mean)}, first reply {_short(result.first_reply)}"
+            earned = format_estimate(result.mean)
+            where = f"{name} earns {earned}, first reply {_short(result.first_reply)}"
             if above.low > _ROUNDING:
                 self._fault("a policy without skill comes near the oracle", where)
             else:

@@ -33,7 +33,7 @@ from rl_experiments.judge.prompt import GroupPrompt, sheet
 from rl_experiments.judge.verdict import GroupScores, Outcome, compare
 from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
-from rl_experiments.stats.intervals import Estimate, shown
+from rl_experiments.stats.intervals import Estimate, format_estimate
 from rl_experiments.stats.rank_correlation import agreement, spearman
 from rl_experiments.terminal.progress import Progress
 
@@ -206,18 +206,18 @@ def _faults(found: dict[str, Estimate | None], max_failures: float) -> list[str]
     ranks = found.get("rank correlation with the reward")
     if ranks is None or ranks.low <= 0:
         faults.append(
-            f"the judge does not surely rank as the reward does: {shown(ranks)}; try another "
-            "judge.model or reward.ruler.rubric, or more groups (num_examples)"
+            f"the judge does not surely rank as the reward does: {format_estimate(ranks)}; try "
+            "another judge.model or reward.ruler.rubric, or more groups (num_examples)"
         )
     for name in ("gain by asking for 1.0", "gain by an early place"):
         gain = found.get(name)
         if gain and (gain.low > _GAIN or gain.high < -_GAIN):
-            faults.append(f"the judge can be swayed: {name} {shown(gain, '+')}")
+            faults.append(f"the judge can be swayed: {name} {format_estimate(gain, '+')}")
     failures = found["answers that cannot be used"]
     if failures and failures.value > max_failures:
         faults.append(
-            f"too many answers cannot be used: {shown(failures)}; see judge.response_format, "
-            "judge.max_tokens, judge.timeout"
+            f"too many answers cannot be used: {format_estimate(failures)}; see "
+            "judge.response_format, judge.max_tokens, judge.timeout"
         )
     return faults
 
@@ -274,7 +274,7 @@ def _table(found: dict[str, Estimate | None], *, groups: int) -> Table:
     table = _empty(f"The judge, on {groups} groups; 95 % intervals", ("value",))
     for name, estimate in found.items():
         sign = "+" if name.startswith("gain") else ""
-        table.add_row(name, shown(estimate, sign))
+        table.add_row(name, format_estimate(estimate, sign))
     return table
 
 

@@ -12,7 +12,7 @@ from rl_experiments.audit.environment import EnvironmentAudit
 from rl_experiments.audit.judge import audit_judge
 from rl_experiments.errors import UserError
 from rl_experiments.preflight import composed
-from rl_experiments.stats.intervals import shown
+from rl_experiments.stats.intervals import format_estimate
 from rl_experiments.terminal.progress import Progress
 
 _TASKS = "200"  # num_examples
@@ -54,7 +54,7 @@ def _table(found: EnvironmentAudit) -> Table:
     last = list(found.baselines)[-1]
     for name, result in found.results.items():
         count = len(result.rewards)
-        cells = (shown(result.mean), f"{result.ends[End.WON] / count:.3f}")
+        cells = (format_estimate(result.mean), f"{result.ends[End.WON] / count:.3f}")
         ends = ", ".join(f"{end} {number}" for end, number in result.ends.most_common())
         style = "bold" if name == found.oracle else ""
         table.add_row(name, str(count), *cells, ends, style=style, end_section=name == last)

@@ -11,7 +11,7 @@ from rl_experiments.commands.job import task
 from rl_experiments.config.experiment import evaluation_temperature
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
-from rl_experiments.evaluation.results import Result
+from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.evaluation.runner import Evaluation
 from rl_experiments.inference.api_client import ApiClient, Spend
 from rl_experiments.preflight import check
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
     try:
         if not config.policies and not config.policy:
             for name in environment.baselines:
-                evaluation.scripted(name)
+                evaluation.evaluate_scripted(name)
         for contestant in asked:
             found = _play(contestant, run, evaluation, progress)
             evaluation.save()
@@ -64,10 +64,10 @@ def evaluate(cfg: DictConfig) -> float:
 
 def _play(
     contestant: EvaluatedPolicy, run: Run, evaluation: Evaluation, progress: Progress
-) -> Result:
+) -> PolicyResult:
     if contestant.is_scripted:
-        return evaluation.scripted(contestant.name)
-    if contestant.is_remote:
+        return evaluation.evaluate_scripted(contestant.name)
+    if contestant.is_api_model:
         return _play_endpoint(contestant, evaluation, progress)
     from rl_experiments.models.policy import load_policy
 
@@ -77,7 +77,7 @@ def _play(
     for note in policy.notes:
         progress.print(note)
     temperature = evaluation_temperature(config)
-    result = evaluation.policy(
+    result = evaluation.evaluate_model(
         contestant.name,
         policy.rollout(config, evaluation.environment, temperature=temperature),
         version=policy.path,
@@ -93,14 +93,14 @@ def _play(
 
 def _play_endpoint(
     contestant: EvaluatedPolicy, evaluation: Evaluation, progress: Progress
-) -> Result:
+) -> PolicyResult:
     config = contestant.config
     model = config.model
     endpoint = ApiClient(
-        model, model=model.name, setting="model", journal=evaluation.replies(contestant.name)
+        model, model=model.name, setting="model", journal=evaluation.api_journal(contestant.name)
     )
     try:
-        return evaluation.endpoint(
+        return evaluation.evaluate_api_model(
             contestant.name,
             endpoint,
             max_tokens=config.trainer.max_completion_length,

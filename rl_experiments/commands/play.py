@@ -12,7 +12,7 @@ from environments import Environment, evaluation_seed
 from rl_experiments.config.experiment import Experiment
 from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
-from rl_experiments.evaluation.policies import is_endpoint
+from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.preflight import composed
 from rl_experiments.rollout.episodes import Episode, EpisodeSpec
 
@@ -81,7 +81,7 @@ def _policy(experiment: Experiment, console: Console) -> Callable[[Episode], Non
 
         return by_script
 
-    if is_endpoint(config):
+    if is_api_model(config):
         raise UserError("model.base_url: play watches models that run here; see evaluate")
     with console.status("loading the model"):
         from rl_experiments.config.experiment import evaluation_temperature

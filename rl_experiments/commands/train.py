@@ -16,9 +16,9 @@ from rl_experiments.commands.job import task
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
 from rl_experiments.config.schema import Config, default_model
 from rl_experiments.errors import UserError, one_line
-from rl_experiments.evaluation.plots import learning_curve
-from rl_experiments.evaluation.policies import is_endpoint
-from rl_experiments.evaluation.results import Result
+from rl_experiments.evaluation.plots import plot_learning_curve
+from rl_experiments.evaluation.policies import is_api_model
+from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.evaluation.runner import Evaluation
 from rl_experiments.inference.api_client import api_key
 from rl_experiments.judge import rewarder as judge
@@ -37,7 +37,7 @@ _VALIDATION = 1 << 30  # the index of the first seed of evaluations while traini
 def train(cfg: DictConfig) -> float:
     """Train a policy in Hydra's output folder. Returns its win rate on unseen seeds."""
     experiment = check(cfg)
-    if is_endpoint(experiment.config):
+    if is_api_model(experiment.config):
         raise UserError(
             f"model.base_url={experiment.config.model.base_url}: a model behind an endpoint can "
             "be evaluated, not trained; choose another model=..."
@@ -99,13 +99,15 @@ def _train(
     samples = config.evaluation.samples
     evaluation = Evaluation(run.evaluation, environment, config.num_examples, samples=samples)
     for name in environment.baselines:
-        evaluation.scripted(name)
+        evaluation.evaluate_scripted(name)
 
-    def play(on: Evaluation, name: str, version: str, model: Any, progress: Progress) -> Result:
+    def play(
+        on: Evaluation, name: str, version: str, model: Any, progress: Progress
+    ) -> PolicyResult:
         temperature = evaluation_temperature(config)
         rollout = policy.rollout(config, environment, temperature=temperature, model=model)
         size = config.evaluation.batch_size
-        return on.policy(name, rollout, version=version, batch_size=size, progress=progress)
+        return on.evaluate_model(name, rollout, version=version, batch_size=size, progress=progress)
 
     def evaluate_policy(name: str, version: str, model: Any) -> None:
         play(evaluation, name, version, model, progress)
@@ -140,7 +142,7 @@ def _train(
         raise UserError(f"{_stopped(run)} (asked to end: its time or its budget is spent)")
     evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))
     if distributed.is_first():
-        learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
+        plot_learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
     return evaluation
 
 

@@ -154,7 +154,4 @@ def _pass_at_k(groups: Sequence[Sequence[EpisodeRecord]]) -> dict[int, Estimate]
         return {}
     wins = [(sum(record["won"] for record in group), len(group)) for group in groups]
     ks = sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n})
-    return {
-        k: intervals.mean([pass_at(k, won, count) for won, count in wins])
-        for k in ks
-    }
+    return {k: intervals.mean([pass_at(k, won, count) for won, count in wins]) for k in ks}

@@ -62,11 +62,11 @@ class Evaluation:
         """Evaluate one of the environment's scripted policies."""
         policy = self.environment.baselines[name]
 
-        def play(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
+        def play_episodes(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
             for trajectory in play_scripted(self.environment, policy, specs, name=name):
                 keep(trajectory)
 
-        return self._evaluate(name, "", play)
+        return self._evaluate(name, "", play_episodes)
 
     def evaluate_model(
         self,
@@ -82,10 +82,10 @@ class Evaluation:
         `version` identifies its weights: kept episodes of other weights are dropped.
         """
 
-        def play(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
+        def play_episodes(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
             rollout.play(specs, batch_size=batch_size, on_end=keep)
 
-        return self._evaluate(name, version, play, progress)
+        return self._evaluate(name, version, play_episodes, progress)
 
     def evaluate_api_model(
         self,
@@ -98,7 +98,7 @@ class Evaluation:
     ) -> PolicyResult:
         """Evaluate a model behind an API."""
 
-        def play(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
+        def play_episodes(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
             play_api_episodes(
                 self.environment,
                 client,
@@ -109,7 +109,7 @@ class Evaluation:
             )
 
         version = f"{client.model} at {client.config.base_url}"
-        return self._evaluate(name, version, play, progress)
+        return self._evaluate(name, version, play_episodes, progress)
 
     @property
     def has_begun(self) -> bool:
@@ -167,7 +167,7 @@ class Evaluation:
         self,
         name: str,
         version: str,
-        play: EpisodePlayer,
+        play_episodes: EpisodePlayer,
         progress: Progress | None = None,
     ) -> PolicyResult:
         """Play the episodes that the policy's file lacks, and sum up all of them.
@@ -189,12 +189,10 @@ class Evaluation:
         distributed.barrier()  # until all have read the file, to which others will add
         remaining = distributed.shard([spec for spec in self.specs if spec not in done])
         if remaining:
-            self._play_remaining(file, version, name, remaining, play, progress)
+            self._play_remaining(file, version, name, remaining, play_episodes, progress)
         distributed.barrier()
         records = {_spec(record): record for record in read_json_lines(file)}
-        result = PolicyResult.from_records(
-            name, [records[spec] for spec in self.specs], self.seeds
-        )
+        result = PolicyResult.from_records(name, [records[spec] for spec in self.specs], self.seeds)
         self.results[name] = result
         return result
 
@@ -204,11 +202,11 @@ class Evaluation:
         version: str,
         name: str,
         remaining: Sequence[EpisodeSpec],
-        play: EpisodePlayer,
+        play_episodes: EpisodePlayer,
         progress: Progress | None,
     ) -> None:
         """Play this process's share of the episodes, and append each to the policy's file."""
-        share = -(-len(self.specs) // distributed.world_size())  # the bar shows this process's share alone
+        share = -(-len(self.specs) // distributed.world_size())  # of the episodes, for this process
         shown = progress or Progress(quiet=True)
         started = time.monotonic()
         done = share - len(remaining)
@@ -219,7 +217,7 @@ class Evaluation:
                 advance(1)
 
             try:
-                play(remaining, keep)
+                play_episodes(remaining, keep)
             finally:
                 if distributed.is_first():
                     # In a file of its own: times differ from run to run, the episodes do not.

@@ -278,7 +278,7 @@ def test_policies_play_the_same_seeds(program: Program, tmp_path: Path) -> None:
         (["model.input_usd=1"], "model.input_usd and model.output_usd: give both"),
         (["model.concurrency=0"], "model.concurrency=0: must be at least 1"),
         (["policies=[random,randum,x]", "model=tiny"], "randum is no scripted policy"),
-        (["policies=[random,random]"], "random is there twice"),
+        (["policies=[random,random]"], "random is listed twice"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_asked(
