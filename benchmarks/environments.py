@@ -1,4 +1,4 @@
-"""Tasks of the benchmarks: 2048 by tool calls, replies of very different lengths, early ends."""
+"""Environments for benchmarks: 2048 by tool calls, long and short replies, early ends."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _ANSWERS = (
 
 @dataclass
 class ToolGame2048(Game2048):
-    """2048 in which a move is a call of the tool `move`; a last turn answers the game's end.
+    """2048 in which a move is a call of the tool `move`, and one more turn follows the game's end.
 
-    As TRL's `environment_factory` plays it, token for token: there only a reply without a call ends
-    an episode.
+    It plays token for token like TRL's `environment_factory`, in which only a reply without a call
+    ends an episode.
     """
 
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {
@@ -56,21 +56,21 @@ class ToolGame2048(Game2048):
         return [get_json_schema(TrlGame(self, member=0).move)]
 
     def reset(self, seed: int, *, member: int = 0) -> str:
-        self.ending: Step | None = None  # once the game is over
+        self.ending: Step | None = None  # the last step, once the game is over
         return super().reset(seed, member=member)
 
     def step(self, reply: str) -> Step:
         if self.ending:
             return replace(self.ending, reward=0.0)
-        direction = _called(reply)
+        direction = _called_direction(reply)
         if direction is None:
-            return super().step("")  # which cannot be read
-        # Qwen's templates put a tool's answer into a message of the user's.
+            return super().step("")  # an unreadable reply ends the game
+        # Qwen's templates put the answer of a tool into a user message.
         answer = f"<tool_response>\n{self.play(direction)}\n</tool_response>"
         return Step(observation=answer, reward=self.gained)
 
     def play(self, direction: str) -> str:
-        """The tool's answer to one call."""
+        """Move, and return the tool's answer."""
         if self.ending:
             return _GAME_OVER
         step = super().step(as_reply(direction))
@@ -85,7 +85,7 @@ class ToolGame2048(Game2048):
 
 
 class TrlGame:
-    """The same game as TRL drives it: public methods are tools."""
+    """The same game as an environment of TRL, whose public methods become tools."""
 
     def __init__(self, game: ToolGame2048, *, member: int) -> None:
         self._game = game.fresh()
@@ -112,12 +112,13 @@ class TrlGame:
 
 
 def as_call(direction: str) -> str:
+    """Write a reply that calls the tool `move`."""
     call = {"name": "move", "arguments": {"direction": direction}}
     return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
 
 
-def _called(reply: str) -> str | None:
-    """The direction of the first call in a reply."""
+def _called_direction(reply: str) -> str | None:
+    """Return the direction that the first call of a reply names, or None without one."""
     match = _CALL.search(reply)
     try:
         return str(json.loads(match[1])["arguments"]["direction"]) if match else None
@@ -126,8 +127,8 @@ def _called(reply: str) -> str | None:
 
 
 def _think_and_guess(env: WordGame, rng: Random) -> str:
-    """As many words of thought as a logarithmic scale gives: few and many as often as not."""
-    count = round(env.least_words * (env.most_words / env.least_words) ** rng.random())
+    """Write a guess after a thought whose number of words is drawn on a logarithmic scale."""
+    count = round(env.min_words * (env.max_words / env.min_words) ** rng.random())
     words = _WORDS.split()
     thought = " ".join(rng.choice(words) for _ in range(count))
     return f"<think>{thought}</think>\n<guess>{rng.choice(_ANSWERS.split())}</guess>"
@@ -135,11 +136,11 @@ def _think_and_guess(env: WordGame, rng: Random) -> str:
 
 @dataclass
 class WordGame(Environment):
-    """Wordle in shape: six guesses, each after a thought whose length varies more than tenfold."""
+    """Six guesses as in Wordle, each after a thought; thoughts vary more than tenfold in length."""
 
     guesses: int = 6
-    least_words: int = 1  # of a thought, in the "random" baseline
-    most_words: int = 240
+    min_words: int = 1  # of a thought of the "random" baseline
+    max_words: int = 240
 
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = {"random": _think_and_guess}
 
@@ -156,7 +157,7 @@ class WordGame(Environment):
         return f"{self.guesses} guesses left"
 
     def step(self, reply: str) -> Step:
-        """A reply without a guess is a guess lost."""
+        """Take a guess; a reply without one uses up a guess."""
         self.made += 1
         match = _GUESS.search(reply)
         guess = match[1] if match else ""
@@ -175,9 +176,10 @@ def _marks(guess: str, answer: str) -> list[int]:
 
 @dataclass
 class EndsAtOnce(Game2048):
-    """2048 in which every second run of `groups` training seeds ends after its first move.
+    """2048 in which every second block of `groups` training tasks ends after the first move.
 
-    With as many groups a process in a generation, these are all the episodes of the second one.
+    If each of two processes plays `groups` groups in a generation, all episodes of the second
+    process end at once.
     """
 
     groups: int = 1

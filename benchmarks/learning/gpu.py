@@ -1,9 +1,10 @@
-"""Whether GRPO teaches a model of real size on a GPU, played by vLLM with synced weights.
+"""Does GRPO teach a model of real size on a GPU, with vLLM as the sampler and weight sync?
 
-python -m benchmarks.gpu_learning full|lora [OVERRIDES...]
+python -m benchmarks.learning.gpu full|lora [OVERRIDES...]
 
-The architecture of Qwen2.5-0.5B made at random, on the tiny model's task. Fails if the intervals of
-the win rate before and after touch, or if sampler and trainer differ by 0.02 on average.
+The model has the architecture of Qwen2.5-0.5B and random weights; the task is that of the tiny
+model. Fails if the intervals of the win rate before and after touch, or if the log-probabilities of
+sampler and trainer differ by 0.02 on average.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import sys
 import time
 from statistics import fmean
 
-from benchmarks import runs
+from benchmarks import _results as results
 from benchmarks.models import SIZES
 
-MOST_DIFFERENCE = 0.02  # mean log-probability, nats
+MAX_LOGP_DIFFERENCE = 0.02  # nats, mean over tokens
 KEYS = (
     "hidden_size",
     "intermediate_size",
@@ -29,8 +30,8 @@ KEYS = (
 SETTINGS = [
     *("model=tiny", "sampler=vllm", "model.name=scratch_0_5b", "model.dtype=bfloat16"),
     *(f"model.scratch.{key}={getattr(SIZES['0.5b'], key)}" for key in KEYS),
-    *runs.EASY,
-    # 64 episodes a generation, in groups of 8; 8 updates of them.
+    *results.EASY_2048,
+    # Each generation has 64 episodes in groups of 8, and 8 updates follow it.
     *("trainer.max_steps=88", "checkpoint.every_steps=88", "num_examples=400"),
 ]
 KINDS = {
@@ -42,17 +43,17 @@ KINDS = {
 def main() -> None:
     kind, overrides = sys.argv[1], sys.argv[2:]
     started = time.monotonic()
-    run = runs.train(f"learning-{kind}", [*SETTINGS, *KINDS[kind], *overrides])
+    run = results.train(f"learning-{kind}", [*SETTINGS, *KINDS[kind], *overrides])
     minutes = (time.monotonic() - started) / 60
-    rates = {name: policy["win_rate"] for name, policy in runs.policies(run).items()}
+    rates = {name: policy["win_rate"] for name, policy in results.policies(run).items()}
     for name, rate in rates.items():
-        print(f"{name:<14} {runs.shown(rate)}")
-    lines = runs.metrics(run)
+        print(f"{name:<14} {results.format_estimate(rate)}")
+    lines = results.metrics(run)
     differences = {}
     for what in ("sampling", "sync"):
         key = f"sampling/{what}_logp_difference/mean"
         values = [line[key] for line in lines if key in line]
-        if values:  # a sync needs an engine
+        if values:  # without an engine there is no sync to compare
             differences[what] = fmean(values)
             print(f"{key}: mean {fmean(values):.4f}, largest {max(values):.4f}")
     print(
@@ -60,7 +61,7 @@ def main() -> None:
         f"{fmean(line['time/step'] for line in lines):.2f} s each; {run}"
     )
     apart = rates["before"]["high"] < rates["after"]["low"]
-    sys.exit(not apart or max(differences.values()) >= MOST_DIFFERENCE)
+    sys.exit(not apart or max(differences.values()) >= MAX_LOGP_DIFFERENCE)
 
 
 if __name__ == "__main__":

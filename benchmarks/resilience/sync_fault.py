@@ -1,9 +1,10 @@
-"""Whether frozen weights of the engine stop a run: a planted fault, and who finds it.
+"""Does a run stop if the engine's weights are frozen? A planted fault, and which check detects it.
 
-python -m benchmarks.sync_fault [SIZE] [OVERRIDES...]        (0.5b; needs vLLM)
+python -m benchmarks.resilience.sync_fault [SIZE] [OVERRIDES...]     (default 0.5b; needs vLLM)
 
-`frozen`: the engine keeps its first weights. `blind`: and their comparison, tensor by tensor, finds
-nothing, so that only log-probabilities can tell.
+In the case `frozen` the engine keeps its first weights. In the case `blind`, in addition, the
+comparison of the tensors reports no difference, so that only log-probabilities can reveal the
+fault.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import runs
+from benchmarks import _results as results
 from benchmarks.models import SIZES
 from rl_experiments import cli
 from rl_experiments.inference import vllm_colocated as vllm_engine
 
 _PLANTED = "SYNC_FAULT"
-SAID = {
+EXPECTED_MESSAGES = {
     "frozen": "The engine's weights are not the policy's after a sync",
     "blind": "(not the policy after a weight sync|sampler and the trainer disagree)",
 }
@@ -33,12 +34,12 @@ def main() -> None:
         return
     words = sys.argv[1:]
     size = words.pop(0) if words and words[0] in SIZES else "0.5b"
-    missed = [case for case in SAID if not stops(case, size, words)]
+    missed = [case for case in EXPECTED_MESSAGES if not stops(case, size, words)]
     sys.exit(bool(missed))
 
 
 def plant(case: str) -> None:
-    """Put the fault in this process."""
+    """Plant the fault of a case in this process."""
     load, loads = vllm_engine._load, 0
 
     def once(engine: Any, model: Any) -> None:
@@ -53,26 +54,26 @@ def plant(case: str) -> None:
 
 
 def stops(case: str, size: str, overrides: list[str]) -> bool:
-    """Whether training with the fault ends as it should; prints how."""
-    name = runs.name_of(f"fault-{case}")
+    """Train with the fault, print the outcome, and return whether the right check stopped it."""
+    name = results.unique_name(f"fault-{case}")
     settings = [
-        *(f"name={name}", "sampler=vllm", *runs.model(size), *runs.RULES_ART),
+        *(f"name={name}", "sampler=vllm", *results.model_overrides(size), *results.ART_RULES),
         *("env.max_moves=20", "env.earlier_turns=4", "model.max_length=2048"),
-        # An untouched engine is found out only once the weights have moved.
+        # The fault shows only after the weights have changed.
         *("trainer.learning_rate=1e-3", "trainer.max_grad_norm=1.0", "trainer.max_steps=24"),
         *("trainer.num_generations=8", "trainer.per_device_train_batch_size=8"),
         *("trainer.gradient_accumulation_steps=4", "trainer.max_completion_length=16"),
         *("checkpoint.every_steps=24", "num_examples=4", *overrides),
     ]
-    command = [sys.executable, "-m", "benchmarks.sync_fault", *settings]
+    command = [sys.executable, "-m", "benchmarks.resilience.sync_fault", *settings]
     environment = {**os.environ, _PLANTED: case}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    run = runs.folder(name)
-    steps = runs.metrics(run)[-1]["step"] if (run / "metrics.jsonl").exists() else 0
-    told = " ".join((ended.stdout + ended.stderr).split())
-    found = ended.returncode != 0 and re.search(SAID[case], told)
-    print(f"{case}: stopped after {steps} steps: {found is not None}; it said: {told[-600:]}")
-    return bool(found)
+    run = results.run_folder(name)
+    steps = results.metrics(run)[-1]["step"] if (run / "metrics.jsonl").exists() else 0
+    output = " ".join((ended.stdout + ended.stderr).split())
+    stopped = ended.returncode != 0 and re.search(EXPECTED_MESSAGES[case], output) is not None
+    print(f"{case}: stopped after {steps} steps: {stopped}; output: {output[-600:]}")
+    return stopped
 
 
 if __name__ == "__main__":

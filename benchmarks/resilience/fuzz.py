@@ -1,10 +1,10 @@
-"""Arbitrary replies to every shipped environment: none may raise, none may take 50 ms.
+"""Give every shipped environment arbitrary replies: none may raise, and none may take 50 ms.
 
-python -m benchmarks.fuzz [REPLIES] [ENV...]        (100,000 replies each; all environments)
+python -m benchmarks.resilience.fuzz [REPLIES] [ENV...]
 
-Replies are noise, long repetitions, and what the environment's scripted policies say with pieces
-deleted, doubled, swapped or put in. A slow step is played again from the start, for it counts
-only if it is slow each time.
+The default is 100,000 replies to each environment. They are noise, long repetitions, and replies of
+the environment's scripted policies with pieces deleted, doubled, swapped or inserted. An episode
+with a slow step is played again, and the step counts as slow only if it is slow each time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from environments import Environment
 from rl_experiments.config.environment import build_environment
 from rl_experiments.config.schema import CONF_DIR, register
 
-MOST = 0.05  # seconds of the processor
-LONGEST = 20_000  # characters, as many as 4,096 tokens have
+MAX_CPU_SECONDS = 0.05  # of a step
+MAX_REPLY_CHARACTERS = 20_000  # as many as 4,096 tokens have
 SETTINGS = {
     "game2048": [],
     "wordle": [],
@@ -67,7 +67,7 @@ PIECES = (
 
 
 def replies(environment: Environment, rng: Random) -> Iterator[str]:
-    """Without end; the environment is in play."""
+    """Yield replies without end to the environment, which is in the middle of an episode."""
     scripted = list(environment.baselines.values())
     while True:
         kind = rng.randrange(8)
@@ -79,7 +79,9 @@ def replies(environment: Environment, rng: Random) -> Iterator[str]:
             )
         elif kind == 2 and rng.random() < 0.1:
             piece = rng.choice(PIECES)
-            yield (piece * (LONGEST // len(piece) + 1))[: rng.randrange(LONGEST)]
+            yield (piece * (MAX_REPLY_CHARACTERS // len(piece) + 1))[
+                : rng.randrange(MAX_REPLY_CHARACTERS)
+            ]
         elif kind == 3:
             yield "".join(rng.choices(PIECES, k=rng.randrange(1, 12)))
         else:
@@ -87,6 +89,7 @@ def replies(environment: Environment, rng: Random) -> Iterator[str]:
 
 
 def mutated(text: str, rng: Random) -> str:
+    """Return the text after a few random edits."""
     for _ in range(rng.choice((0, 1, 1, 2, 4, 8))):
         start = rng.randrange(len(text) + 1)
         end = min(len(text), start + rng.randrange(1, 20))
@@ -99,48 +102,51 @@ def mutated(text: str, rng: Random) -> str:
                 tail + span + head,
                 head + span[::-1] + tail,
             )
-        )[:LONGEST]
+        )[:MAX_REPLY_CHARACTERS]
     return text
 
 
 def fuzz(name: str, count: int) -> bool:
-    """Whether the environment stands it; prints how."""
+    """Play, print a summary, and return whether no reply raised or was slow."""
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         words = [f"env={name}", "name=fuzz", *SETTINGS[name]]
         environment = build_environment(compose("config", overrides=words).env)
-    rng, seed, said, worst = Random(name), 0, 0, 0.0
-    while said < count:
+    rng, seed, replied, slowest = Random(name), 0, 0, 0.0
+    while replied < count:
         environment.reset(seed, member=seed % 3)
-        made: list[str] = []
+        played: list[str] = []
         for reply in replies(environment, rng):
             started = time.thread_time()
             step = environment.step(reply)
             seconds = time.thread_time() - started
-            made.append(reply)
-            said += 1
-            if seconds > MOST:
-                seconds = min(seconds, *(again(environment, seed, made) for _ in range(2)))
-            worst = max(worst, seconds)
+            played.append(reply)
+            replied += 1
+            if seconds > MAX_CPU_SECONDS:
+                repeats = [seconds_of_last(environment, seed, played) for _ in range(2)]
+                seconds = min(seconds, *repeats)
+            slowest = max(slowest, seconds)
             if not math.isfinite(step.reward) or not math.isfinite(step.episode_reward or 0.0):
                 print(
                     f"{name}: a reward of {step.reward}, {step.episode_reward} for {reply!r:.200}"
                 )
                 return False
-            if seconds > MOST:
+            if seconds > MAX_CPU_SECONDS:
                 print(f"{name}: {seconds * 1e3:.0f} ms for {len(reply)} characters: {reply!r:.200}")
                 return False
             if step.end is not None:
                 break
         seed += 1
-    print(f"{name}: {said:,} replies in {seed:,} episodes; the slowest took {worst * 1e3:.1f} ms")
+    print(
+        f"{name}: {replied:,} replies in {seed:,} episodes; the slowest took {slowest * 1e3:.1f} ms"
+    )
     return True
 
 
-def again(environment: Environment, seed: int, made: list[str]) -> float:
-    """Seconds of the last reply, played again."""
+def seconds_of_last(environment: Environment, seed: int, played: list[str]) -> float:
+    """Play an episode again and return the processor seconds of its last reply."""
     other = environment.fresh()
     other.reset(seed, member=seed % 3)
-    for reply in made:
+    for reply in played:
         started = time.thread_time()
         other.step(reply)
     return time.thread_time() - started
@@ -149,8 +155,8 @@ def again(environment: Environment, seed: int, made: list[str]) -> float:
 def main() -> None:
     count = int(sys.argv[1]) if sys.argv[1:] else 100_000
     register()
-    stood = [fuzz(name, count) for name in sys.argv[2:] or SETTINGS]
-    sys.exit(not all(stood))
+    passed = [fuzz(name, count) for name in sys.argv[2:] or SETTINGS]
+    sys.exit(not all(passed))
 
 
 if __name__ == "__main__":

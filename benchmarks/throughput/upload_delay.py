@@ -1,10 +1,11 @@
-"""What uploads cost training: the time of its steps with a store, and without one.
+"""What do uploads cost training? Time of a step with a checkpoint store, and without one.
 
-python -m benchmarks.upload_delay [PAIRS] [OVERRIDES...]        (3 pairs; two cores: 5 minutes)
+python -m benchmarks.throughput.upload_delay [PAIRS] [OVERRIDES...]
 
-A checkpoint of 2 million weights with its optimizer (24 MB) every few seconds, to an S3 server
-(rclone) on this machine, which has a core of its own: it stands for a machine elsewhere. Fails if
-the median step is 5 % longer with it.
+PAIRS of runs are compared (default 3; five minutes on two cores). Every few seconds a checkpoint of
+2 million weights with its optimizer (24 MB) goes to an S3 server (rclone) on this machine. The
+server has a core of its own, because it stands for another machine. Fails if the median step takes
+5 % longer with the store.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks import runs
+from benchmarks import _results as results
 from tests.support.stores import KEY, SECRET, rclone_server
 
-MOST = 0.05
+MAX_SLOWDOWN = 0.05
 SETTINGS = [
     *("model.scratch.hidden_size=256", "model.scratch.intermediate_size=512"),
     *("model.scratch.num_hidden_layers=3", "model.scratch.num_attention_heads=4"),
@@ -40,17 +41,17 @@ def main() -> None:
         os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
         for _ in range(pairs):
-            for kind, found in seconds.items():
+            for kind, measured in seconds.items():
                 store = ["checkpoint.store=s3://bucket/prefix"] if kind == "with" else []
-                run = runs.train(f"upload-{kind}", [*settings, *store])
-                # The first has no upload beside it.
-                found += [line["time/total"] for line in runs.metrics(run)[1:]]
+                run = results.train(f"upload-{kind}", [*settings, *store])
+                # During the first generation there is nothing to upload yet.
+                measured += [line["time/total"] for line in results.metrics(run)[1:]]
         stored = list(Path(folder).rglob("manifest.json"))
-    for kind, found in seconds.items():
-        print(f"{kind} a store: median {median(found):.2f} s a generation of {len(found)}")
+    for kind, measured in seconds.items():
+        print(f"{kind} a store: median {median(measured):.2f} s a generation of {len(measured)}")
     longer = median(seconds["with"]) / median(seconds["without"]) - 1
     print(f"{longer:+.1%}; {len(stored)} checkpoints are in the store")
-    sys.exit(longer >= MOST or len(stored) != 2 * pairs)
+    sys.exit(longer >= MAX_SLOWDOWN or len(stored) != 2 * pairs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What an environment costs: a turn by itself, and its share of the rollouts of given runs.
+"""What does an environment cost? Time of a turn, and its share of the rollouts of given runs.
 
-python -m benchmarks.environment_cost [RUN_FOLDER ...]
+python -m benchmarks.throughput.environment_cost [RUN_FOLDER ...]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from environments.game2048 import Game2048
 
 
 def environment_seconds_per_turn(env: Environment, episodes: int) -> float:
-    """Mean seconds in `reset` and `step` (parsing, rules, rendering) a turn of uniform play."""
+    """Return the seconds that `reset` and `step` take a turn, on average over random play."""
     policy = env.baselines["random"]
     rng = Random(0)
     turns, seconds = 0, 0.0
@@ -35,7 +35,7 @@ def environment_seconds_per_turn(env: Environment, episodes: int) -> float:
 
 
 def share_of_rollouts(run: Path) -> float:
-    """The environment's part of the time that a run's training spent on rollouts."""
+    """Return the environment's share, from 0 to 1, of the time that a run spent on rollouts."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     environment = sum(line["time/environment"] for line in lines)
     return float(environment / sum(line["time/rollout"] for line in lines))

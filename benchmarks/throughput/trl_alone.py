@@ -1,9 +1,10 @@
-"""TRL alone against this project: GRPO steps on 2048 by tool calls, same model, same batch.
+"""GRPO steps of this project and of TRL alone, on 2048 by tool calls: same model, same batch.
 
-python -m benchmarks.trl_alone SIZE EPISODES [--moves 40] [--steps 4] [OVERRIDES...]
+python -m benchmarks.throughput.trl_alone SIZE EPISODES [--moves 40] [--steps 4] [OVERRIDES...]
 
-SIZE: 0.5b, 3b, or small (on a CPU, without vLLM); EPISODES: 18 or 64 a step; moves: the most of a
-game; OVERRIDES: for the project's side. Fails if the project's steps are not twice as fast.
+SIZE is 0.5b, 3b, or small (on a CPU, without vLLM). EPISODES is the number a step, 18 or 64.
+--moves limits a game. OVERRIDES are for the project's side. Fails if the project's steps are not
+twice as fast.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks import runs
+from benchmarks import _results as results
 from benchmarks.environments import ToolGame2048, TrlGame
 from benchmarks.models import SIZES, model_folder
 from environments import training_seed
@@ -30,15 +31,16 @@ from environments.game2048.env import Rules
 from rl_experiments.config.schema import ModelConfig
 from rl_experiments.models.policy import lora_config
 
-MOST_TOKENS = 8192  # of an episode
-REPLY_TOKENS = 32  # of a turn, for the project; TRL bounds the whole conversation
-GOAL = 2.0  # each side chooses for itself whether it recomputes activations: TRL always does
-# By episodes: those of a group, and of a forward and backward pass.
+MAX_EPISODE_TOKENS = 8192
+MAX_REPLY_TOKENS = 32  # for the project's side; TRL limits the whole conversation instead
+# Each side decides for itself whether to recompute activations; TRL always does.
+MIN_SPEEDUP = 2.0
+# By episodes a step: the size of a group, and the episodes of a forward and backward pass.
 BATCHES = {18: (18, 2), 64: (8, 4), 4: (2, 2)}
 
 
 class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
-    """TRL's trainer with a watch."""
+    """TRL's trainer, which also records the seconds, tokens and turns of each step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,13 +57,13 @@ class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate(self, prompts: list[Any]) -> Any:
         self.sync_seconds, started = 0.0, time.perf_counter()
-        found = super()._generate(prompts)
+        generated = super()._generate(prompts)
         seconds = time.perf_counter() - started - self.sync_seconds
-        _, _, mask, completions, *_ = found
+        _, _, mask, completions, *_ = generated
         turns = [sum(m["role"] == "assistant" for m in messages) for messages in completions]
         tokens = sum(map(sum, mask))
         self.figures.append({"rollout s": seconds, "tokens": float(tokens), "turns": fmean(turns)})
-        return found
+        return generated
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "step_time" in self._metrics["train"]:
@@ -70,15 +72,15 @@ class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
 
 
 def trl(size: str, episodes: int, *, moves: int, steps: int) -> list[dict[str, float]]:
-    """The figures of each step of TRL's own trainer."""
+    """Train with TRL alone and return the figures of each step."""
     game = ToolGame2048(rules=Rules.art, max_moves=moves)
     group, rows = BATCHES[episodes]
     on_gpu = torch.cuda.is_available()
-    # The seeds that the project's run has.
+    # The same seeds as in the project's run.
     seeds = [training_seed(0, index) for index in range(episodes // group * steps)]
     prompt = [
         {"role": "system", "content": game.system_prompt},
-        {"role": "user", "content": ""},  # `reset` gives the board
+        {"role": "user", "content": ""},  # the board comes from `reset`
     ]
     members = itertools.count()
     with tempfile.TemporaryDirectory() as folder:
@@ -91,9 +93,9 @@ def trl(size: str, episodes: int, *, moves: int, steps: int) -> list[dict[str, f
             use_vllm=on_gpu,
             vllm_mode="colocate",
             vllm_gpu_memory_utilization=0.3,
-            vllm_max_model_length=MOST_TOKENS,
-            # Of the conversation after the first prompt, which has about 250 tokens.
-            max_completion_length=MOST_TOKENS - 512 if on_gpu else 1024,
+            vllm_max_model_length=MAX_EPISODE_TOKENS,
+            # For the conversation after the first prompt, which has about 250 tokens.
+            max_completion_length=MAX_EPISODE_TOKENS - 512 if on_gpu else 1024,
             max_tool_calling_iterations=moves,
             num_generations=group,
             per_device_train_batch_size=rows,
@@ -125,17 +127,17 @@ def trl(size: str, episodes: int, *, moves: int, steps: int) -> list[dict[str, f
 def project(
     size: str, episodes: int, *, moves: int, steps: int, overrides: Sequence[str]
 ) -> list[dict[str, float]]:
-    """The same of this project."""
+    """Train with this project and return the same figures of each step."""
     group, rows = BATCHES[episodes]
-    run = runs.train(
+    run = results.train(
         f"beside-trl-{size}-{episodes}",
         [
-            *runs.model(size),
-            *runs.RULES_ART,
+            *results.model_overrides(size),
+            *results.ART_RULES,
             "env._target_=benchmarks.environments.ToolGame2048",
             f"env.max_moves={moves}",
-            f"model.max_length={MOST_TOKENS}",
-            f"trainer.max_completion_length={REPLY_TOKENS}",
+            f"model.max_length={MAX_EPISODE_TOKENS}",
+            f"trainer.max_completion_length={MAX_REPLY_TOKENS}",
             f"trainer.num_generations={group}",
             f"trainer.per_device_train_batch_size={rows}",
             f"trainer.gradient_accumulation_steps={episodes // rows}",
@@ -154,7 +156,7 @@ def project(
             "turns": line["turns"],
             "step s": line["time/step"],
         }
-        for line in runs.metrics(run)
+        for line in results.metrics(run)
     ]
 
 
@@ -165,26 +167,31 @@ def main() -> None:
     parser.add_argument("--moves", type=int, default=40)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("overrides", nargs="*")
-    told = parser.parse_intermixed_args()
-    bounds = {"moves": told.moves, "steps": told.steps}
-    found = {
-        "this project": project(told.size, told.episodes, **bounds, overrides=told.overrides),
-        "TRL alone": trl(told.size, told.episodes, **bounds),
+    arguments = parser.parse_intermixed_args()
+    bounds = {"moves": arguments.moves, "steps": arguments.steps}
+    figures_by_side = {
+        "this project": project(
+            arguments.size, arguments.episodes, **bounds, overrides=arguments.overrides
+        ),
+        "TRL alone": trl(arguments.size, arguments.episodes, **bounds),
     }
-    print(f"2048 by tool calls, at most {told.moves} moves; the first step by itself")
+    print(f"2048 by tool calls, at most {arguments.moves} moves; the first step by itself")
     rows = [
         row
-        for name, figures in found.items()
+        for name, figures in figures_by_side.items()
         for row in (_row(f"{name}, first step", figures[:1]), _row(name, figures[1:]))
     ]
-    print(runs.table(rows))
-    ratio = rows[3]["step s"] / rows[1]["step s"]
-    print(f"{told.size}, {told.episodes} episodes: a step is {ratio:.2f} times faster than TRL's")
-    sys.exit(ratio < GOAL)
+    print(results.markdown_table(rows))
+    speedup = rows[3]["step s"] / rows[1]["step s"]
+    print(
+        f"{arguments.size}, {arguments.episodes} episodes: "
+        f"a step is {speedup:.2f} times as fast as TRL's"
+    )
+    sys.exit(speedup < MIN_SPEEDUP)
 
 
 def _row(name: str, figures: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Means over steps."""
+    """Return a row of the table: the means of the figures over steps."""
     row: dict[str, Any] = {"": name}
     for key in ("step s", "rollout s", "turns", "tokens"):
         row[key] = fmean(step[key] for step in figures)

@@ -1,0 +1,1 @@
+"""Benchmarks of learning: whether training raises the reward, whatever the seed."""

@@ -1,0 +1,1 @@
+"""Benchmarks of faults: kills, preemptions, stale weights, arbitrary replies."""

@@ -1,0 +1,1 @@
+"""Benchmarks of speed: rollouts, optimizer steps, environments, uploads, large sweeps."""
