@@ -23,8 +23,8 @@ from torch import equal
 
 from benchmarks import _results as results
 from rl_experiments.checkpoints.local import is_whole, step_of
-from tests.conftest import SMALL
 from tests.support.faults import FaultProxy
+from tests.support.program import SMALL
 from tests.support.stores import KEY, SECRET, bucket_of, moto_server
 
 CHECKPOINT_STEPS = 2  # steps between checkpoints

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from benchmarks import _results as results
-from tests.conftest import SMALL, command
 from tests.fakes.control_plane import ControlPlane, Settings
 from tests.support.faults import FaultProxy
+from tests.support.program import SMALL, command
 from tests.support.stores import KEY, SECRET, bucket_of, moto_server
 
 PREEMPTED_SHARE = 0.2  # of the attempts

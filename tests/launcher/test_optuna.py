@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import Program
 from tests.fakes.control_plane import ControlPlane
 from tests.support.launching import Client, client, plane, settings
+from tests.support.program import Program
 
 __all__ = ["client", "plane"]  # fixtures
 

@@ -8,11 +8,11 @@ import shutil
 import time
 from pathlib import Path
 
-from tests.conftest import SMALL, Program
 from tests.fakes.control_plane import ControlPlane
 from tests.rl_experiments.training.test_training import assert_same, outcome
 from tests.support.launching import Client, client, json_lines, plane, settings, wait_for
 from tests.support.paths import LAUNCHER_APP
+from tests.support.program import SMALL, Program
 
 __all__ = ["client", "plane"]  # fixtures
 

@@ -24,8 +24,8 @@ from environments.game2048 import Game2048
 from rl_experiments.config.schema import CONF_DIR, TrainerConfig, register
 from rl_experiments.preflight import check
 from rl_experiments.stats.intervals import rate
-from tests.conftest import SMALL, Program, command
 from tests.support.paths import OUTSIDE
+from tests.support.program import SMALL, Program, command
 
 SCRIPT = str(Path(sys.executable).parent / "rl-experiments")
 PATH = os.pathsep.join([str(OUTSIDE), *filter(None, [os.environ.get("PYTHONPATH")])])

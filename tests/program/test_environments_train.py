@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from tests.conftest import SMALL, Program
 from tests.rl_experiments.training.test_training import metrics
+from tests.support.program import SMALL, Program
 
 TWO_STEPS = [
     *(word for word in SMALL if not word.startswith("env.")),

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SMALL, Child, Program, Warm, command
+from tests.support.forked import ForkedProcess
+from tests.support.program import SMALL, Program, WarmStarter, command
 
 LONGER = [*SMALL, "trainer.max_steps=12", "checkpoint.keep_latest=9"]
 # No phase is over before it can be interrupted.
@@ -37,7 +38,7 @@ SECONDS = 8  # until the prompt is back; an import or a batch may have to end fi
 class Runner:
     """The program in an empty folder, as the leader of a process group, like a terminal's."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], warm: Warm) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], warm: WarmStarter) -> None:
         self.folder = folder
         self.environment = dict(environment)
         self.warm = warm
@@ -71,7 +72,7 @@ class Started:
     ) -> None:
         self.runner = runner
         self.out, self.err = runner.folder / "stdout", runner.folder / "stderr"
-        self.process: Child | subprocess.Popen[bytes]
+        self.process: ForkedProcess | subprocess.Popen[bytes]
         if is_warm:
             self.process = runner.warm.start(
                 arguments,
@@ -112,7 +113,7 @@ class Started:
 
 
 @pytest.fixture
-def runner(tmp_path: Path, program_environment: dict[str, str], warm: Warm) -> Runner:
+def runner(tmp_path: Path, program_environment: dict[str, str], warm: WarmStarter) -> Runner:
     return Runner(tmp_path, program_environment, warm)
 
 

@@ -10,8 +10,8 @@ import pytest
 from rl_experiments.checkpoints.local import latest
 from rl_experiments.storage.files import read_json_lines
 from rl_experiments.training.grpo import merge
-from tests.conftest import SMALL, Program
 from tests.rl_experiments.training.test_training import assert_same, metrics, outcome
+from tests.support.program import SMALL, Program
 
 
 def test_passes_that_are_merged_into_one_make_the_same_update(

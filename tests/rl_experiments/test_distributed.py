@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SMALL, Program
+from tests.support.program import SMALL, Program
 
 # One mini-batch a generation: nothing is shuffled between the processes.
 EPISODES = [*SMALL, "trainer.steps_per_generation=1", "trainer.max_steps=3", "num_examples=9"]

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.control_plane import ControlPlane, Settings
+from tests.fakes.control_plane.containers import python_of_containers
 from tests.support.paths import LAUNCHER_APP
 
 SECONDS = 120  # until something that must happen has happened
@@ -115,16 +115,8 @@ class Program:
         count = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{count}.out", folder / f"{count}.err"
         with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, *words],
-                cwd=folder,
-                env=variables,
-                stdin=stdin,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                # A test run in the background ignores interrupts, and its children would too.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            self.process = python_of_containers().start(
+                words, cwd=folder, env=variables, stdin=stdin, stdout=out, stderr=err
             )
 
     @property
@@ -151,9 +143,7 @@ class Program:
         self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.kill_group()
 
     def to_end(self, *, code: int = 0) -> Program:
         self.process.wait(timeout=SECONDS)

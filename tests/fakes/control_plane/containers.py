@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
-import sys
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,30 @@ from grpclib.server import Server
 from modal_proto import api_pb2
 
 from tests.fakes.control_plane.records import Function, Image, Input, LogLine, State
+from tests.support.forked import ForkedProcess, ForkServer
 
 PASSED_ON = ("LANG", "PATH", "TMPDIR", "TZ")
 IMAGE_FOLDER = Path(__file__).parent / "image"
+# What containers import, and clients too, which takes a second: libraries, nothing of the project.
+MODULES = (
+    "cloudpickle",
+    "hydra.core.utils",
+    "hydra.main",
+    "hydra._internal.hydra",
+    "modal",
+    "modal._runtime.container_io_manager",
+    "modal._runtime.task_lifecycle_manager",
+    "modal._runtime.user_code_imports",
+    "modal._runtime.user_code_event_loop",
+)
+
+
+@functools.cache
+def python_of_containers() -> ForkServer:
+    """Return the fork server of the containers, started at the first call."""
+    hidden = ("MODAL_", "PYTHONPATH", "HYDRA_")
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    return ForkServer(MODULES, {**variables, "MODAL_CONFIG_PATH": os.devnull})
 
 
 class Container:
@@ -36,7 +58,7 @@ class Container:
         self.task_result: api_pb2.GenericResult | None = None
         self.server: Server | None = None
         self._plane_id = plane_id
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: ForkedProcess | None = None
 
     @property
     def folder(self) -> Path:
@@ -52,20 +74,17 @@ class Container:
         ]
         self._pipes = pipes
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "modal._container_entrypoint",
+            self._process = python_of_containers().start(
+                ["-m", "modal._container_entrypoint"],
                 cwd=self.folder / "root",
                 env=self._environment(socket) | extra_environment,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
                 stdout=pipes[0].write_end,
                 stderr=pipes[1].write_end,
-                start_new_session=True,
             )
             for pipe in pipes:
                 pipe.started()
-            return await self._process.wait()
+            return await _end_of(self._process)
         finally:
             self.ended = True
             self.kill()
@@ -90,9 +109,8 @@ class Container:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def _log(self, text: str, descriptor: api_pb2.FileDescriptor.ValueType) -> None:
         current = self.current
@@ -175,6 +193,19 @@ def layout(state: State, function_ids: dict[str, str]) -> api_pb2.AppLayout:
             for function_id in function_ids.values()
         ],
     )
+
+
+async def _end_of(process: ForkedProcess) -> int:
+    """Wait for the end of the process and return its exit status."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    descriptor = process.fileno()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+    return process.wait()
 
 
 class _Lines:

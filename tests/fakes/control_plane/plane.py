@@ -125,15 +125,15 @@ class ControlPlane:
 
     # What tests do to running calls
 
-    def preempt(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 30.0) -> None:
+    def preempt(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 120.0) -> None:
         """SIGINT, then SIGKILL after the grace; the same input runs again in a new container."""
         self._on_running(call, self._scheduler.preempt, timeout)
 
-    def crash(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 30.0) -> None:
+    def crash(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 120.0) -> None:
         """SIGKILL, as when memory runs out."""
         self._on_running(call, Container.kill, timeout)
 
-    def wait_running(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 30.0) -> None:
+    def wait_running(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 120.0) -> None:
         self._on_running(call, lambda container: None, timeout)
 
     # What tests look at

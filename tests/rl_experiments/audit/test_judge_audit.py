@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from rl_experiments.stats.rank_correlation import agreement, spearman
-from tests.conftest import Program
 from tests.fakes.judge_server import attempts, entries, judge, tiles
 from tests.fakes.openai_server import Body, OpenAIServer
+from tests.support.program import Program
 
 GROUPS = 8
 NAMES = {

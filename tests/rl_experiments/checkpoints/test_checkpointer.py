@@ -16,9 +16,9 @@ from torch import equal
 
 from rl_experiments.checkpoints.checkpointer import alone
 from rl_experiments.checkpoints.local import is_whole, step_of
-from tests.conftest import SMALL, Program, Warm
 from tests.rl_experiments.training.test_training import started
 from tests.support.faults import FaultProxy
+from tests.support.program import SMALL, Program, WarmStarter
 from tests.support.stores import bucket_of, moto, proxy, rclone, surroundings
 
 __all__ = ["moto", "proxy", "rclone", "surroundings"]  # fixtures
@@ -84,7 +84,7 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     proxy: FaultProxy,
     program: Program,
     program_environment: dict[str, str],
-    warm: Warm,
+    warm: WarmStarter,
     tmp_path: Path,
 ) -> None:
     proxy.rate, proxy.slow = 0.3, 0.1

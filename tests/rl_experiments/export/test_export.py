@@ -26,8 +26,8 @@ from rl_experiments.checkpoints.store import CheckpointStore
 from rl_experiments.commands.export import export
 from rl_experiments.errors import UserError
 from rl_experiments.inference.vllm_colocated import merged_weights
-from tests.conftest import SMALL, Program
 from tests.support.faults import FaultProxy
+from tests.support.program import SMALL, Program
 from tests.support.stores import bucket_of, moto, proxy, surroundings
 
 __all__ = ["moto", "proxy", "surroundings"]  # fixtures

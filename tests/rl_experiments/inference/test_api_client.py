@@ -18,8 +18,8 @@ from environments import evaluation_seed
 from environments.tool_test import ToolTest
 from environments.wordle import Wordle
 from rl_experiments.rollout.episodes import Episode, EpisodeSpec
-from tests.conftest import Program, command
 from tests.fakes.openai_server import KINDS, Body, OpenAIServer
+from tests.support.program import Program, command
 
 KEY = "sk-a-secret-of-the-tests"
 WORDS = ("crane", "slate", "audio", "mount")

@@ -20,7 +20,7 @@ from rl_experiments.inference.vllm_colocated import merged_weights
 from rl_experiments.models.memory import ModelDims, fit, token_bytes
 from rl_experiments.models.policy import without_effect
 from rl_experiments.preflight import check
-from tests.conftest import SMALL, Program
+from tests.support.program import SMALL, Program
 
 HALF_B = ModelDims(494_000_000, 24, 896, 4864, 2, 64, 151936)
 THREE_B = ModelDims(3_090_000_000, 36, 2048, 11008, 2, 128, 151936)

@@ -23,10 +23,10 @@ from rl_experiments.errors import UserError
 from rl_experiments.judge.prompt import sheet
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.rollout.episodes import Trajectory, Turn
-from tests.conftest import SMALL, Program, Warm
 from tests.fakes.judge_server import attempts, entries, judge, tiles
 from tests.fakes.openai_server import KINDS, Body, OpenAIServer
 from tests.rl_experiments.training.test_training import assert_same, outcome
+from tests.support.program import SMALL, Program, WarmStarter
 
 KEY = "sk-a-secret-of-the-tests"
 SIZE = 4
@@ -433,7 +433,7 @@ def test_mistakes_are_told_before_any_work(
 
 
 def test_a_killed_run_goes_on_to_the_same_weights_and_pays_nothing_twice(
-    run_in: Program, warm: Warm, program_environment: dict[str, str], tmp_path: Path
+    run_in: Program, warm: WarmStarter, program_environment: dict[str, str], tmp_path: Path
 ) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -24,8 +24,8 @@ import pytest
 from rl_experiments.config.schema import LoggerConfig
 from rl_experiments.errors import UserError
 from rl_experiments.tracking import loggers
-from tests.conftest import SMALL, Program, command
 from tests.rl_experiments.training.test_training import kill_when
+from tests.support.program import SMALL, Program, command
 
 LOCAL = [name for name in ("tensorboard", "trackio") if find_spec(name)]
 CANARY = "canary" + "0123456789" * 4  # the key

@@ -27,7 +27,7 @@ from rl_experiments.run.recorder import RunRecorder
 from rl_experiments.tracking.loggers import Job, Loggers
 from rl_experiments.training.grpo import build_trainer, trainer_arguments
 from rl_experiments.training.trainer import EpisodeTrainer
-from tests.conftest import SMALL
+from tests.support.program import SMALL
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import equal
 
 from rl_experiments.checkpoints.local import is_whole, latest
-from tests.conftest import SMALL, Child, Program, Warm, command
+from tests.support.forked import ForkedProcess
+from tests.support.program import SMALL, Program, WarmStarter, command
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -104,7 +105,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     undisturbed: tuple[Path, str],
     program: Program,
     program_environment: dict[str, str],
-    warm: Warm,
+    warm: WarmStarter,
     tmp_path: Path,
 ) -> None:
     arguments = [*SMALL, "name=killed", "trainer.max_steps=8"]
@@ -168,7 +169,7 @@ def kill_when(
     *,
     cwd: Path,
     env: dict[str, str],
-    warm: Warm | None = None,
+    warm: WarmStarter | None = None,
 ) -> None:
     """Run the program and SIGKILL it as soon as the file has that many lines."""
     process = started(arguments, cwd=cwd, env=env, warm=warm)
@@ -181,8 +182,8 @@ def kill_when(
 
 
 def started(
-    arguments: list[str], *, cwd: Path, env: dict[str, str], warm: Warm | None
-) -> subprocess.Popen[bytes] | Child:
+    arguments: list[str], *, cwd: Path, env: dict[str, str], warm: WarmStarter | None
+) -> subprocess.Popen[bytes] | ForkedProcess:
     """The program under way, its words thrown away."""
     null = subprocess.DEVNULL
     if warm is None:
