@@ -1,4 +1,4 @@
-"""A local stand-in for Modal's control plane: the released client and container run against it.
+"""A stand-in for Modal's control plane on this machine, for the released client and container.
 
 with ControlPlane(tmp_path) as plane:
     with app.run():

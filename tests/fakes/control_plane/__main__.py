@@ -1,7 +1,7 @@
-"""Runs a command against a stand-in for Modal: `python -m tests.fakes.control_plane COMMAND ...`.
+"""Run a command against a stand-in for Modal: `python -m tests.fakes.control_plane COMMAND ...`.
 
-Containers are processes of this machine, without a GPU. `$PLANE` is the folder of the stand-in:
-the volumes of jobs must be mounted inside of it, such as at `$PLANE/outputs`.
+Containers are processes of this machine, without a GPU. `$PLANE` is the folder of the stand-in.
+The volumes of jobs must be mounted inside it, such as at `$PLANE/outputs`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests.fakes.control_plane import ControlPlane
 
 
 def main() -> int:
+    """Run the command and return its exit status."""
     with tempfile.TemporaryDirectory(prefix="plane-") as folder:
         with ControlPlane(Path(folder) / "plane") as plane:
             variables = {**os.environ, **plane.environment, "PLANE": folder}

@@ -15,6 +15,8 @@ BUILDER_VERSION = "2025.06"
 
 
 class AppAnswers(Rpc):
+    """The RPCs that create, publish, look up and stop apps."""
+
     @unary
     async def ClientHello(self, request: Empty) -> api_pb2.ClientHelloResponse:
         return api_pb2.ClientHelloResponse(image_builder_version=BUILDER_VERSION)

@@ -1,4 +1,4 @@
-"""Where payloads too large for a message are put and fetched, over HTTP."""
+"""An HTTP server for payloads that are too large for a message."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import hashlib
 
 from aiohttp import web
 
-LARGEST = 1 << 30  # larger ones come in several parts, which are not answered here
+MAX_BYTES = 1 << 30  # the client sends larger ones in parts, which this server does not accept
 
 
 class BlobStore:
+    """Takes a blob by PUT and gives it back by GET, each under its id."""
+
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
         self.url = ""
         self._runner: web.AppRunner | None = None
 
     def url_of(self, blob_id: str) -> str:
+        """Return the address of a blob, for both PUT and GET."""
         return f"{self.url}/{blob_id}"
 
     async def start(self) -> None:
-        application = web.Application(client_max_size=LARGEST)
+        """Serve on a free port of this machine."""
+        application = web.Application(client_max_size=MAX_BYTES)
         application.router.add_put("/{blob_id}", self._put)
         application.router.add_get("/{blob_id}", self._get)
         self._runner = web.AppRunner(application)
@@ -30,6 +34,7 @@ class BlobStore:
         self.url = f"http://{host}:{port}"
 
     async def stop(self) -> None:
+        """Stop serving."""
         if self._runner is not None:
             await self._runner.cleanup()
 

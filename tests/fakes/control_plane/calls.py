@@ -1,4 +1,4 @@
-"""Answers about calls, as the client sees them."""
+"""Answers about calls: start them, wait for their results, cancel them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from modal_proto import api_pb2
 from tests.fakes.control_plane.records import Call, Input, Status
 from tests.fakes.control_plane.rpc import Rpc, unary
 
-LONGEST_POLL = 60.0  # seconds
+MAX_POLL_SECONDS = 60.0
 
 
 class CallAnswers(Rpc):
+    """The RPCs by which a client makes a call and follows it."""
+
     @unary
     async def FunctionMap(self, request: api_pb2.FunctionMapRequest) -> api_pb2.FunctionMapResponse:
         if request.function_call_type == api_pb2.FUNCTION_CALL_TYPE_MAP:
@@ -50,7 +52,7 @@ class CallAnswers(Rpc):
         self, request: api_pb2.FunctionGetOutputsRequest
     ) -> api_pb2.FunctionGetOutputsResponse:
         call = self.call(request.function_call_id)
-        deadline = time.time() + min(request.timeout, LONGEST_POLL)
+        deadline = time.time() + min(request.timeout, MAX_POLL_SECONDS)
         last = max(request.end_idx, request.start_idx)
         while True:
             wanted = [item for item in call.inputs if request.start_idx <= item.index <= last]

@@ -1,4 +1,4 @@
-"""A container: the released entrypoint in a process of its own, in a folder of its own."""
+"""A container: Modal's released entrypoint in a process and a folder of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def python_of_containers() -> ForkServer:
 
 
 class Container:
-    """Fields that the scheduler sets: `current` is its input, `leaving` gets no further one."""
+    """A container of a function. The scheduler sets `current`, the input that it works on, and
+    `leaving`, after which it gets no more inputs.
+    """
 
     def __init__(self, state: State, function: Function, plane_id: str) -> None:
         self.state = state
@@ -62,11 +64,11 @@ class Container:
 
     @property
     def folder(self) -> Path:
-        """Stands for `/`: shipped source lies under `root/` in it."""
+        """The folder that stands for `/` of the container; shipped source lies under `root/`."""
         return self.state.root / "containers" / self.task_id
 
     async def run(self, socket: Path, extra_environment: dict[str, str]) -> int:
-        """Start, wait for the end and return the exit status."""
+        """Start the container, wait for its end and return the exit status."""
         self._fill_folder()
         pipes = [
             _Lines(lambda text: self._log(text, api_pb2.FILE_DESCRIPTOR_STDOUT)),
@@ -92,17 +94,18 @@ class Container:
                 pipe.close()
 
     def flush_logs(self) -> None:
-        """Take what the process has written so far, so that it is logged to the current input."""
+        """Log what the process has written so far as output of the current input."""
         for pipe in self._pipes:
             pipe.drain()
 
     def interrupt(self, grace: float) -> None:
-        """As on preemption: SIGINT to the entrypoint alone, SIGKILL to all after the grace."""
+        """End it as a preemption does: SIGINT to the entrypoint, SIGKILL to all after the grace."""
         self.leaving = True
         self._signal(signal.SIGINT)
         asyncio.get_running_loop().call_later(grace, self.kill)
 
     def kill(self) -> None:
+        """Kill the container at once."""
         self.leaving = True
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -129,32 +132,32 @@ class Container:
             for file in self.state.mounts[mount_id]:
                 target = self.folder / file.filename.lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)  # of a mount below, perhaps not writable
+                target.unlink(missing_ok=True)  # a lower mount may have made it, read-only
                 copyfile(self.state.file(file.sha256_hex), target)
                 if file.mode:
                     target.chmod(file.mode)
         for mount in definition.volume_mounts:
             self._link(Path(mount.mount_path), self.state.volumes[mount.volume_id].folder)
-        own = {self.function.name: self.function.id}  # the app may not be published yet
+        this_function = {self.function.name: self.function.id}  # the app may not be published yet
         arguments = api_pb2.ContainerArguments(
             task_id=self.task_id,
             function_id=self.function.id,
             app_id=self.function.app.id,
             function_def=definition,
             environment_name="main",
-            app_layout=layout(self.state, self.function.app.function_ids | own),
+            app_layout=layout(self.state, self.function.app.function_ids | this_function),
         )
         (self.folder / "arguments").write_bytes(arguments.SerializeToString())
 
     def _link(self, path: Path, folder: Path) -> None:
-        """A link at the mount path of this very machine; the plane takes it away at its end."""
+        """Link the mount path of this machine to the folder; the plane removes the link."""
         inside = self.folder / str(path).lstrip("/")
         inside.parent.mkdir(parents=True, exist_ok=True)
         inside.symlink_to(folder)
         if path.is_symlink() and path.resolve() == folder.resolve():
             return
         if path.is_symlink() and not path.exists():
-            path.unlink()  # of a plane that was killed
+            path.unlink()  # a plane that was killed has left it
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(folder)
         self.state.links.append(path)
@@ -182,7 +185,7 @@ class Container:
 
 
 def layout(state: State, function_ids: dict[str, str]) -> api_pb2.AppLayout:
-    """An app's functions, by name, with what a client must know of each."""
+    """Return the functions of an app with what a client must know of each."""
     return api_pb2.AppLayout(
         function_ids=function_ids,
         objects=[
@@ -209,7 +212,7 @@ async def _end_of(process: ForkedProcess) -> int:
 
 
 class _Lines:
-    """The reading side of a pipe, handed on line by line."""
+    """A pipe whose lines are delivered one by one."""
 
     def __init__(self, deliver: Callable[[str], None]) -> None:
         self._deliver = deliver
@@ -220,11 +223,12 @@ class _Lines:
         asyncio.get_running_loop().add_reader(self._read_end, self.drain)
 
     def started(self) -> None:
-        """The process has its own copy of the writing side now."""
+        """Close the writing end, of which the process has its own copy by now."""
         os.close(self.write_end)
         self.write_end = -1
 
     def drain(self) -> None:
+        """Deliver the lines that have been written."""
         while self._open:
             try:
                 chunk = os.read(self._read_end, 1 << 16)
@@ -238,10 +242,11 @@ class _Lines:
                 self._deliver(line.decode(errors="replace") + "\n")
 
     def close(self) -> None:
+        """Deliver what is left, be it half a line."""
         if not self._open:
             return
         self._open = False
-        with contextlib.suppress(BlockingIOError):  # what a killed process had written
+        with contextlib.suppress(BlockingIOError):  # nothing more to read
             while chunk := os.read(self._read_end, 1 << 16):
                 self._rest += chunk
         for line in self._rest.splitlines(keepends=True):

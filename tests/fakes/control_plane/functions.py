@@ -1,4 +1,4 @@
-"""Answers about functions: their definition, look-up and variants."""
+"""Answers about functions: define them, look them up, vary their resources."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tests.fakes.control_plane.rpc import Rpc, not_found, unary
 
 
 class FunctionAnswers(Rpc):
+    """The RPCs that create functions and find them."""
+
     @unary
     async def FunctionPrecreate(
         self, request: api_pb2.FunctionPrecreateRequest
@@ -72,7 +74,7 @@ class FunctionAnswers(Rpc):
     async def FunctionBindParams(
         self, request: api_pb2.FunctionBindParamsRequest
     ) -> api_pb2.FunctionBindParamsResponse:
-        """`with_options`: a copy of the function with some of its resources replaced."""
+        """Copy a function with some of its resources replaced, for `Function.with_options`."""
         base = self.function(request.function_id)
         options: Any = request.function_options
         gpus.check(options.resources.gpu_config)

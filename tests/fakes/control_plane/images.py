@@ -1,4 +1,4 @@
-"""Answers about images: built at once, or not at all where the test broke them."""
+"""Answers about images: each is built at once, or fails where a test wants it to."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ BUILT = api_pb2.GenericResult(status=Status.GENERIC_STATUS_SUCCESS)
 
 
 class ImageAnswers(Rpc):
+    """The RPCs that build images."""
+
     @unary
     async def ImageGetOrCreate(
         self, request: api_pb2.ImageGetOrCreateRequest
@@ -27,7 +29,7 @@ class ImageAnswers(Rpc):
         for text, message in self.state.broken_images.items():
             if any(text in command for command in commands):
                 self.state.failed_builds[image_id] = FailedBuild(image_id, commands, text, message)
-                # Without a result it is being built: the client joins to see how that goes.
+                # No result means that it is being built. The client then asks for the build's log.
                 return api_pb2.ImageGetOrCreateResponse(image_id=image_id)
         self.state.failed_builds.pop(image_id, None)
         below = [self.state.images[base.image_id] for base in request.image.base_images]

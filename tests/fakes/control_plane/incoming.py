@@ -1,4 +1,4 @@
-"""What comes in: counted, kept for the test, and refused where the test says so."""
+"""Requests that reach the stand-in: counted, kept for tests, and refused where a test wants it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from modal_proto.api_grpc import ModalClientBase
 
 
 class Incoming:
-    """The requests lie in a file, as a run ships and returns more than memory should hold."""
+    """Keeps requests in a file, since those of a run would take too much memory."""
 
     def __init__(self, path: Path) -> None:
         self.counts: Counter[str] = Counter()
         self._path = path
-        self._size = 0  # up to here requests are whole
+        self._size = 0  # bytes of the file that hold whole requests
         self._refusals: defaultdict[str, list[tuple[RPCStatus, str]]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def take(self, rpc: str, request: Message) -> None:
-        """Keep the request, and raise what the test wants it answered with."""
+        """Keep the request. Raise the error that a test wants it answered with."""
         with self._lock, self._path.open("ab") as file:
             pickle.dump((rpc, without_secrets(request).SerializeToString()), file)
             self._size = file.tell()
@@ -36,7 +36,7 @@ class Incoming:
             raise GRPCError(*refusal)
 
     def refuse(self, rpc: str, status: RPCStatus, message: str, times: int) -> None:
-        """The latest word counts; `times=0` takes an earlier one back."""
+        """Refuse the next `times` requests of this RPC, in place of earlier refusals."""
         if not hasattr(ModalClientBase, rpc):
             raise ValueError(f"Modal has no RPC named {rpc!r}")
         with self._lock:
@@ -53,7 +53,7 @@ class Incoming:
 
 
 def without_secrets(request: Message) -> Message:
-    """A secret's values are meant to be given; the names of its variables are kept."""
+    """Return the request without the values of secrets, which Modal may know; names stay."""
     secrets = (api_pb2.SecretGetOrCreateRequest, api_pb2.SecretUpdateRequest)
     if not isinstance(request, secrets):
         return request

@@ -1,4 +1,4 @@
-"""Answers about logs: followed as they grow, counted and fetched."""
+"""Answers about logs: follow them as they grow, count their lines, fetch a part."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tests.fakes.control_plane.rpc import Rpc, streamed, unary
 
 
 class LogAnswers(Rpc):
+    """The RPCs that read the output of containers."""
+
     @streamed
     async def AppGetLogs(
         self, request: api_pb2.AppGetLogsRequest

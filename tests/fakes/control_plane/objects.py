@@ -13,11 +13,13 @@ from modal_proto import api_pb2
 from tests.fakes.control_plane.records import Secret, Volume
 from tests.fakes.control_plane.rpc import Rpc, not_found, streamed, unary
 
-BLOCK = 8 << 20  # bytes of a file in a volume that one URL gives
-VOLUME_BLOCK = "vb"  # starts the id of what was not uploaded as a blob
+BLOCK_BYTES = 8 << 20  # a file of a volume is read in blocks, each from a URL
+VOLUME_BLOCK = "vb"  # prefix of the ids of such blocks, which no client has uploaded
 
 
 class ObjectAnswers(Rpc):
+    """The RPCs of secrets, volumes, mounts (files that the client ships) and blobs."""
+
     @unary
     async def SecretGetOrCreate(
         self, request: api_pb2.SecretGetOrCreateRequest
@@ -94,9 +96,9 @@ class ObjectAnswers(Rpc):
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise not_found("File", request.path) from error
         urls = []
-        for start in range(0, len(content), BLOCK):
+        for start in range(0, len(content), BLOCK_BYTES):
             blob_id = self.state.new_id(VOLUME_BLOCK)
-            self.blobs[blob_id] = content[start : start + BLOCK]
+            self.blobs[blob_id] = content[start : start + BLOCK_BYTES]
             urls.append(self.blob_url(blob_id))
         return api_pb2.VolumeGetFile2Response(get_urls=urls, size=len(content), len=len(content))
 
@@ -121,7 +123,7 @@ class ObjectAnswers(Rpc):
     async def MountGetOrCreate(
         self, request: api_pb2.MountGetOrCreateRequest
     ) -> api_pb2.MountGetOrCreateResponse:
-        """A mount known by name only is Modal's own (the client's): it is here already."""
+        """Keep the files of a mount. The one without files is Modal's client, installed here."""
         mount_id = self.state.new_id("mo")
         self.state.mounts[mount_id] = list(request.files)
         return api_pb2.MountGetOrCreateResponse(
@@ -146,15 +148,15 @@ class ObjectAnswers(Rpc):
         if not start.exists():
             raise not_found("Path", path)
         if not start.is_dir():
-            found = [start]
+            files = [start]
         elif recursive:
             walked = os.walk(start)
-            found = [Path(at) / name for at, below, files in walked for name in [*below, *files]]
+            files = [Path(at, name) for at, below, names in walked for name in [*below, *names]]
         else:
-            found = list(start.iterdir())
+            files = list(start.iterdir())
         folder, entries = self.state.volumes[volume_id].folder, []
-        for file in sorted(found):
-            with contextlib.suppress(FileNotFoundError):  # a container may be at work in there
+        for file in sorted(files):
+            with contextlib.suppress(FileNotFoundError):  # a container may have deleted it
                 entries.append(_entry(file, folder))
         return entries
 

@@ -1,4 +1,4 @@
-"""The stand-in as tests hold it: it serves from a thread while the released client talks to it."""
+"""The stand-in as tests use it: it serves from a thread, for the client in the test's process."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ T = TypeVar("T")
 
 
 class ControlPlane:
-    """A context manager; `environment` is what a client in another process needs.
+    """The stand-in for Modal, a context manager.
 
-    `rpcs` counts the calls by name, `errors` holds the tracebacks of the stand-in's own mistakes.
+    `environment` has the variables of a client in another process, `rpcs` counts the requests by
+    the name of their RPC, and `errors` has the tracebacks of errors in the stand-in itself.
     """
 
     def __init__(self, root: Path, settings: Settings | None = None) -> None:
@@ -92,10 +93,10 @@ class ControlPlane:
             os.environ.update(self._saved)
             self._stop()
 
-    # What tests prepare
+    # Before calls run
 
     def add_secret(self, name: str, values: dict[str, str]) -> None:
-        """A secret as if made on Modal's site."""
+        """Add a secret, as on Modal's site."""
         secret = Secret(self.state.new_id("st"), name, tuple(sorted(values)))
         self.state.secrets[secret.id] = secret
         self.state.secret_values[secret.id] = dict(values)
@@ -103,11 +104,11 @@ class ControlPlane:
     def preempt_share(
         self, share: float, *, seed: int, after: tuple[float, float] = (0.0, 0.5)
     ) -> None:
-        """From now on preempt this share of attempts, `after` so many seconds."""
+        """From now on preempt this share of attempts, each `after` (least, most) seconds."""
         self._scheduler.preemptions = Preemptions(share, seed, after)
 
     def set_rates(self, rates: dict[str, str]) -> None:
-        """The workspace's prices; none unless set, as the real keys are not known here."""
+        """Set the prices of the workspace, which has none else."""
         self.state.rates = rates
 
     def break_images(
@@ -116,58 +117,63 @@ class ControlPlane:
         containing: str,
         message: str = "task exited with failure, status = exit status: 1",
     ) -> None:
-        """From now on no layer is built that has such a text in one of its Dockerfile commands."""
+        """From now on fail to build a layer with a Dockerfile command that contains this text."""
         self.state.broken_images[containing] = message
 
     def refuse(self, rpc: str, status: RPCStatus, message: str = "refused", times: int = 1) -> None:
-        """Answer the next calls of this RPC, whoever makes them, with a status of gRPC's."""
+        """Answer the next requests of this RPC, whoever sends them, with this status."""
         self._incoming.refuse(rpc, status, message, times)
 
-    # What tests do to running calls
+    # While calls run
 
     def preempt(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 120.0) -> None:
-        """SIGINT, then SIGKILL after the grace; the same input runs again in a new container."""
+        """Preempt the call: SIGINT, SIGKILL after the grace, then a new container takes over."""
         self._on_running(call, self._scheduler.preempt, timeout)
 
     def crash(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 120.0) -> None:
-        """SIGKILL, as when memory runs out."""
+        """Kill the container of the call, as when memory runs out."""
         self._on_running(call, Container.kill, timeout)
 
     def wait_running(self, call: modal.FunctionCall[Any] | str, *, timeout: float = 120.0) -> None:
+        """Wait until a container works on the call."""
         self._on_running(call, lambda container: None, timeout)
 
-    # What tests look at
+    # What the stand-in has seen
 
     @property
     def functions(self) -> dict[str, FunctionSpec]:
-        """By name; the newest where several apps have one of that name."""
+        """The functions by name; of those with the same name, the newest."""
         functions = list(self.state.functions.values())
-        # Those whose image or GPU was refused have a name only.
+        # A function whose image or GPU was refused has no definition.
         return {f.name: self.state.spec(f) for f in functions if f.definition.image_id}
 
     @property
     def secrets(self) -> dict[str, tuple[str, ...]]:
+        """The names of the variables of each secret."""
         return {secret.name: secret.keys for secret in self.state.secrets.values()}
 
     @property
     def volumes(self) -> dict[str, Volume]:
+        """The volumes by name."""
         return {volume.name: volume for volume in self.state.volumes.values()}
 
     @property
     def apps(self) -> list[App]:
+        """All apps, stopped ones too, the oldest first."""
         return list(self.state.apps.values())
 
     @property
     def containers(self) -> int:
-        """How many run now."""
+        """The number of containers that run."""
         return len(self._scheduler.containers)
 
     def call(self, call: modal.FunctionCall[Any] | str) -> Call:
+        """Return the record of a call."""
         return self.state.calls[call if isinstance(call, str) else call.object_id]
 
     def received(self) -> Iterator[tuple[str, bytes]]:
-        """All that clients and containers ever gave, but for secrets' values: requests under the
-        name of their RPC, then each `blob`, `file` that was shipped, `volume` file and `log`.
+        """Yield all that clients and containers have sent, except the values of secrets: requests
+        under the name of their RPC, then each "blob", shipped "file", file of a "volume" and "log".
         """
         yield from self._incoming
         for blob_id, content in list(self.blobs.contents.items()):
@@ -176,7 +182,7 @@ class ControlPlane:
         for kind in ("file", "volume"):
             for folder, _, names in os.walk(self.state.root / f"{kind}s"):
                 for name in names:
-                    with contextlib.suppress(FileNotFoundError):  # a container may be at work
+                    with contextlib.suppress(FileNotFoundError):  # a container may have deleted it
                         yield kind, Path(folder, name).read_bytes()
         for app in self.apps:
             logs: defaultdict[tuple[str, int], str] = defaultdict(str)
@@ -212,7 +218,7 @@ class ControlPlane:
         return port
 
     def _service(self, container: Container | None) -> Service:
-        make: Any = Service  # mypy does not see that it is complete
+        make: Any = Service  # `complete` adds methods that mypy does not see
         service: Service = make(
             self._scheduler,
             container,
@@ -249,7 +255,7 @@ class ControlPlane:
 
 
 def forget_client() -> None:
-    """The client caches its connection for the process, and its environment beside it."""
+    """Have Modal's client forget the connection and the environment that it has cached."""
     from modal import _environments
     from modal.client import _Client
 
@@ -260,7 +266,7 @@ def forget_client() -> None:
 
 
 def kill_strays(plane_id: str) -> None:
-    """Processes that left their container's group still carry its plane's id."""
+    """Kill what has left its container's process group; its variables name the plane."""
     if sys.platform != "linux":
         return
     mark = f"CONTROL_PLANE={plane_id}".encode()

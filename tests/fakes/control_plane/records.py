@@ -1,4 +1,4 @@
-"""What the stand-in remembers: plain records that tests look at."""
+"""The records of the stand-in for Modal: apps, images, functions, calls and their attempts."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class LogLine:
 
 @dataclass
 class App:
+    """An app, running or stopped, and the output of all its containers."""
+
     id: str
     name: str
     state: api_pb2.AppState.ValueType
@@ -47,7 +49,7 @@ class App:
 
 @dataclass(frozen=True)
 class Image:
-    """One layer; `base` is the layer below it."""
+    """One layer of an image, on top of the layer `base`."""
 
     id: str
     definition: api_pb2.Image = field(repr=False)
@@ -55,20 +57,20 @@ class Image:
 
     @property
     def commands(self) -> list[str]:
-        """The Dockerfile lines of every layer, from the bottom."""
+        """The Dockerfile lines of all layers, the lowest layer first."""
         below = self.base.commands if self.base else []
         return [*below, *self.definition.dockerfile_commands]
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of `Image.env`; those that refer to others, such as PATH, are left out."""
+        """The variables of `Image.env`, without those that refer to others, as PATH does."""
         lines = [line.removeprefix("ENV ") for line in self.commands if line.startswith("ENV ")]
         pairs = [shlex.split(line)[0].partition("=") for line in lines if "$" not in line]
         return {name: value for name, equals, value in pairs if equals}
 
     @property
     def copied_mounts(self) -> list[str]:
-        """Of `add_local_*(copy=True)`, from the bottom; their files say where they go."""
+        """The mounts of `add_local_*(copy=True)`, the lowest layer first."""
         below = self.base.copied_mounts if self.base else []
         copies = "COPY . /" in self.definition.dockerfile_commands
         return [*below, self.definition.context_mount_id] if copies else below
@@ -76,7 +78,7 @@ class Image:
 
 @dataclass(frozen=True)
 class FailedBuild:
-    """A layer with a command that contains the text which the test said cannot be built."""
+    """A layer that is not built, because one of its commands contains `text`."""
 
     image_id: str
     commands: tuple[str, ...]
@@ -85,7 +87,7 @@ class FailedBuild:
 
     @property
     def log(self) -> list[str]:
-        """As the builder and pip print it."""
+        """The lines that the builder and pip print."""
         number = next(n for n, command in enumerate(self.commands) if self.text in command)
         steps = [f"=> Step {n}: {self.commands[n]}\n" for n in range(number + 1)]
         failed = self.commands[number].removeprefix("RUN ")
@@ -101,7 +103,7 @@ class FailedBuild:
 
 @dataclass(frozen=True)
 class Secret:
-    """A name and the names of its variables; the values stay with the plane."""
+    """A secret with the names of its variables. `State.secret_values` has the values."""
 
     id: str
     name: str
@@ -110,6 +112,8 @@ class Secret:
 
 @dataclass
 class Volume:
+    """A volume, whose files lie in a folder of this machine."""
+
     id: str
     name: str
     version: api_pb2.VolumeFsVersion.ValueType
@@ -139,7 +143,7 @@ class FunctionSpec:
 
 @dataclass
 class Function:
-    """`definition` is the one with the first choice of GPU; `data` has them all."""
+    """A function: `data` has a definition for each choice of GPU, `definition` is the first."""
 
     id: str
     app: App
@@ -152,13 +156,17 @@ class Function:
 
     @property
     def max_containers(self) -> int:
+        """The most containers at a time, or 0 for no limit."""
         settings = self.definition.autoscaler_settings
         return settings.max_containers or self.definition.concurrency_limit
 
 
 @dataclass
 class Attempt:
-    """`ending` is how it went: success, failure, timeout, cancelled, preempted or crashed."""
+    """One try at an input in one container.
+
+    `ending` is "running", "success", "failure", "timeout", "cancelled", "preempted" or "crashed".
+    """
 
     task_id: str
     started_at: float
@@ -167,6 +175,8 @@ class Attempt:
 
 @dataclass
 class Input:
+    """One input of a call. `due` is the time from which it may start, in seconds since 1970."""
+
     id: str
     index: int
     call: Call
@@ -179,6 +189,8 @@ class Input:
 
 @dataclass
 class Call:
+    """A call of a function, as `spawn` makes it."""
+
     id: str
     number: int
     function: Function
@@ -188,31 +200,35 @@ class Call:
 
     @property
     def attempts(self) -> list[Attempt]:
+        """All tries at all inputs, in order."""
         return [attempt for item in self.inputs for attempt in item.attempts]
 
     @property
     def log(self) -> str:
+        """The output of the call's containers while they worked on it."""
         return "".join(line.text for line in self.function.app.logs if line.call_id == self.id)
 
 
 class Signal:
-    """Wakes everyone who waits for something to change."""
+    """Wakes all tasks that wait for a change."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def fire(self) -> None:
+        """Wake those who wait."""
         self._event.set()
         self._event = asyncio.Event()
 
     async def wait(self, seconds: float) -> None:
+        """Wait for the next change, at most so many seconds."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), max(seconds, 0.0))
 
 
 @dataclass
 class State:
-    """Everything on the server, by id; secrets' values and files' contents are kept apart."""
+    """All records, by id."""
 
     root: Path
     apps: dict[str, App] = field(default_factory=dict)
@@ -232,17 +248,20 @@ class State:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def new_id(self, prefix: str) -> str:
-        """As long as Modal's: the client takes `ap-` and 22 letters or digits for an app's id."""
+        """Return an id of Modal's length, since the client knows an app's id by its length."""
         return f"{prefix}-{next(self._numbers):022d}"
 
     def deployed(self, name: str) -> App | None:
+        """Return the running app of this name."""
         live = (app for app in self.apps.values() if app.name == name and not app.stopped)
         return next(live, None)
 
     def file(self, sha256: str) -> Path:
+        """Return the path of a shipped file with this hash, in hexadecimal digits."""
         return self.root / "files" / sha256
 
     def spec(self, function: Function) -> FunctionSpec:
+        """Return the resources of a function as a test compares them."""
         made, resources = function.definition, function.definition.resources
         gpus = [ranked.function.resources.gpu_config for ranked in function.data.ranked_functions]
         cpu, cpu_max = resources.milli_cpu / 1000, resources.milli_cpu_max / 1000

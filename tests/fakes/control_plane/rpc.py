@@ -1,4 +1,4 @@
-"""How an RPC is answered: by a method from request to response, whose mistakes are kept."""
+"""The frame of all answers: an RPC is a method that maps a request to a response."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Handler = Callable[[S, Stream[Request, Response]], Coroutine[Any, Any, None]]
 
 
 def unary(method: Callable[[S, Request], Awaitable[Response]]) -> Handler[S, Request, Response]:
-    """An RPC as a method from request to response; its own mistakes are kept for the test."""
+    """Make an RPC of a method that maps a request to a response."""
 
     @functools.wraps(method)
     async def handler(self: S, stream: Stream[Request, Response]) -> None:
         request = await self.take(method.__name__, stream)
         if request is None:
             return
-        with self.mistakes_kept():
+        with self.errors_kept():
             response = await method(self, request)
         await stream.send_message(response)
 
@@ -44,7 +44,7 @@ def unary(method: Callable[[S, Request], Awaitable[Response]]) -> Handler[S, Req
 def streamed(
     method: Callable[[S, Request], AsyncGenerator[Response, None]],
 ) -> Handler[S, Request, Response]:
-    """The same for an RPC that is answered by several responses."""
+    """Make an RPC of a method that yields several responses to a request."""
 
     @functools.wraps(method)
     async def handler(self: S, stream: Stream[Request, Response]) -> None:
@@ -53,18 +53,18 @@ def streamed(
             return
         async with contextlib.aclosing(method(self, request)) as responses:
             while True:
-                with self.mistakes_kept():
+                with self.errors_kept():
                     response = await anext(responses, None)
                 if response is None:
                     return
-                # Outside: that the other side has left is no mistake of the stand-in.
+                # Outside of `errors_kept`: a client that has left is no error of the stand-in.
                 await stream.send_message(response)
 
     return handler
 
 
 def complete(service: Any) -> Any:
-    """Say which RPC is missing instead of leaving its method abstract."""
+    """Add an answer for each RPC that the service lacks: an error that names the RPC."""
 
     def missing(name: str) -> Callable[..., Coroutine[Any, Any, None]]:
         async def handler(self: Rpc, stream: Stream[Any, Any]) -> None:
@@ -80,7 +80,7 @@ def complete(service: Any) -> Any:
 
 
 class Rpc(ModalClientBase):
-    """What all answers share; `container` is at the other end of the socket, None for a client."""
+    """The state that all answers share. `container` is the one that asks; None for a client."""
 
     def __init__(
         self,
@@ -100,14 +100,15 @@ class Rpc(ModalClientBase):
         self.errors = scheduler.errors
 
     async def take(self, name: str, stream: Stream[Request, Any]) -> Request | None:
-        """The request of the RPC of that name; None if the other side has left."""
+        """Return the request of an RPC, or None if the other side has left."""
         request = await stream.recv_message()
         if request is not None:
             self.incoming.take(name, request)
         return request
 
     @contextlib.contextmanager
-    def mistakes_kept(self) -> Iterator[None]:
+    def errors_kept(self) -> Iterator[None]:
+        """Keep the traceback of an error for the test, and answer with the error."""
         try:
             yield
         except GRPCError:
@@ -119,26 +120,31 @@ class Rpc(ModalClientBase):
             ) from error
 
     @property
-    def own(self) -> Container:
+    def caller(self) -> Container:
+        """The container that asks. Raises where a client asks for what only containers may."""
         if self.container is None:
             raise GRPCError(RPCStatus.PERMISSION_DENIED, "only containers may call this")
         return self.container
 
     def app(self, app_id: str) -> App:
+        """Return the app with this id. Raises "not found"."""
         if app_id not in self.state.apps:
             raise not_found("App", app_id)
         return self.state.apps[app_id]
 
     def function(self, function_id: str) -> Function:
+        """Return the function with this id. Raises "not found"."""
         if function_id not in self.state.functions:
             raise not_found("Function", function_id)
         return self.state.functions[function_id]
 
     def call(self, call_id: str) -> Call:
+        """Return the call with this id. Raises "not found"."""
         if call_id not in self.state.calls:
             raise not_found("FunctionCall", call_id)
         return self.state.calls[call_id]
 
 
 def not_found(kind: str, name: str) -> GRPCError:
+    """Return the error for a name or id that the stand-in does not know."""
     return GRPCError(RPCStatus.NOT_FOUND, f"{kind} {name!r} not found")

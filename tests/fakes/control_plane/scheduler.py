@@ -1,4 +1,4 @@
-"""Which input runs where: queues, containers, retries, timeouts, cancellations and faults."""
+"""The scheduler: queues, containers, retries, timeouts, cancellations and faults."""
 
 from __future__ import annotations
 
@@ -21,34 +21,32 @@ Serve = Callable[[Container, Path], Awaitable[None]]
 
 @dataclass
 class Settings:
-    """`grace`: seconds from SIGINT to SIGKILL; `idle`: how long a container waits for more work;
-    `most_containers`: of one function without `max_containers`; `crash_limit`: in a row, before an
-    ephemeral app's inputs fail; `container_environment`: variables as if they were the image's.
-    """
+    """How the stand-in treats containers."""
 
-    grace: float = 5.0
-    idle: float = 1.0
-    most_containers: int = 3
-    crash_limit: int = 3
-    container_environment: dict[str, str] | None = None
+    grace: float = 5.0  # seconds from SIGINT to SIGKILL
+    idle: float = 1.0  # seconds that a container waits for another input
+    most_containers: int = 3  # of a function that sets no `max_containers`
+    crash_limit: int = 3  # crashes in a row after which the inputs of an ephemeral app fail
+    container_environment: dict[str, str] | None = None  # as if the image had these variables
 
 
 @dataclass(frozen=True)
 class Preemptions:
-    """Preempts this share of attempts, each after some seconds; the same ones for the same seed."""
+    """Random preemption of a share of attempts, each after some seconds, drawn from a seed."""
 
     share: float
     seed: int
     after: tuple[float, float]
 
     def delay(self, item: Input) -> float | None:
+        """Return the seconds after which the input is preempted, or None if it is not."""
         attempt = len(item.attempts)
         chance = random.Random(f"{self.seed}/{item.call.number}/{item.index}/{attempt}")
         return chance.uniform(*self.after) if chance.random() < self.share else None
 
 
 class Scheduler:
-    """Lives on the plane's event loop; everything here is called there."""
+    """Starts containers and gives them inputs. Call its methods on the event loop of the plane."""
 
     def __init__(self, state: State, settings: Settings, plane_id: str, serve: Serve) -> None:
         self.state = state
@@ -63,19 +61,20 @@ class Scheduler:
         self._closed = False
 
     def submit(self, item: Input) -> None:
+        """Queue a new input."""
         self.state.inputs[item.id] = item
         item.call.function.queue.append(item)
         self.schedule(item.call.function)
 
     def schedule(self, function: Function) -> None:
-        """Start as many containers as there are inputs due that no free container will take."""
+        """Start a container for each input that is due and that no free container will take."""
         self.state.changed.fire()
         if self._closed or function.app.stopped:
             return
-        own = [c for c in self.containers if c.function is function]
-        free = sum(c.current is None and not c.leaving for c in own)
+        existing = [c for c in self.containers if c.function is function]
+        free = sum(c.current is None and not c.leaving for c in existing)
         due = sum(item.due <= time.time() for item in function.queue)
-        room = (function.max_containers or self.settings.most_containers) - len(own)
+        room = (function.max_containers or self.settings.most_containers) - len(existing)
         for _ in range(min(due - free, room)):
             container = Container(self.state, function, self._plane_id)
             self.containers.append(container)
@@ -84,7 +83,7 @@ class Scheduler:
             task.add_done_callback(self._tasks.discard)
 
     async def next_input(self, container: Container) -> Input | None:
-        """Wait for an input; None tells the container to exit."""
+        """Wait for an input for the container, and return it; None means that it must exit."""
         queue = container.function.queue
         deadline = time.time() + self.settings.idle
         while not container.leaving and time.time() < deadline:
@@ -98,6 +97,7 @@ class Scheduler:
         return None
 
     def take_output(self, container: Container, put: api_pb2.FunctionPutOutputsItem) -> None:
+        """Take what a container returns for its input; a failure may be retried."""
         item, container.current = container.current, None
         if item is None or item.id != put.input_id or not _holds(container, item):
             return  # cancelled or timed out in the meantime
@@ -118,6 +118,7 @@ class Scheduler:
             self._fail(item, output, "failure")
 
     def cancel(self, call: Call, terminate: bool) -> None:
+        """Cancel what is left of a call, and interrupt its containers if `terminate`."""
         running = {c.current.id: c for c in self.containers if c.current}
         for item in call.inputs:
             if item.output is not None:
@@ -139,7 +140,7 @@ class Scheduler:
         self.state.changed.fire()
 
     def stop_app(self, app: App) -> None:
-        """End what runs and give up what waits, as when an ephemeral app's client leaves."""
+        """Stop an app with all its calls, as when the client of an ephemeral app leaves."""
         app.state = api_pb2.APP_STATE_STOPPED
         for call in self.state.calls.values():
             if call.function.app is app:
@@ -150,23 +151,27 @@ class Scheduler:
         self.state.changed.fire()
 
     def retire(self, function: Function) -> None:
-        """After a new deployment: containers of the old one take no further input."""
+        """Give the containers of the function no more inputs, since it has been deployed anew."""
         for container in self.containers:
             if container.function is function:
                 container.leaving = True
         self.state.changed.fire()
 
     def running(self, call: Call) -> Container | None:
+        """Return the container that works on the call."""
         return next((c for c in self.containers if c.current and c.current.call is call), None)
 
     def runs(self, app: App) -> bool:
+        """Tell whether the app has containers."""
         return any(container.function.app is app for container in self.containers)
 
     def preempt(self, container: Container) -> None:
+        """Take the machine of a container away, after the grace."""
         container.preempted = True
         container.interrupt(self.settings.grace)
 
     async def close(self) -> None:
+        """Kill all containers and start no more."""
         self._closed = True
         for container in self.containers:
             container.kill()
@@ -221,7 +226,7 @@ class Scheduler:
             container.kill()
 
     def _fail(self, item: Input, output: api_pb2.FunctionGetOutputsItem, ending: str) -> None:
-        """Once more if the retry policy allows, after its delay."""
+        """Queue the input once more if the retry policy allows, else end it with this output."""
         function, policy = item.call.function, item.call.function.definition.retry_policy
         if item.retries >= policy.retries:
             self._finish(item, output, ending)
@@ -245,7 +250,7 @@ class Scheduler:
         self.state.changed.fire()
 
     def _ended(self, container: Container) -> None:
-        """Run again what the container left undone: lost inputs do not count as retries."""
+        """Queue the input that the container has left undone; that does not count as a retry."""
         function, item = container.function, container.current
         container.current = None
         lost = item is not None and _holds(container, item)
@@ -263,7 +268,7 @@ class Scheduler:
 
 
 def _holds(container: Container, item: Input) -> bool:
-    """Whether the container's attempt at the input is the one that counts."""
+    """Tell whether the container's attempt at the input is the current one."""
     attempt = item.attempts[-1]
     return attempt.task_id == container.task_id and attempt.ending == "running"
 
@@ -278,7 +283,7 @@ def _failure(item: Input, status: Status.ValueType, message: str) -> api_pb2.Fun
 
 
 def _crashed(item: Input, container: Container) -> api_pb2.FunctionGetOutputsItem:
-    """The container's own account, such as an import error's, where it gave one."""
+    """Return the output of an input that crashed: the error that its container sent, if any."""
     output = _failure(item, Status.GENERIC_STATUS_FAILURE, "The container crashed repeatedly")
     if container.task_result is not None:
         output.result.CopyFrom(container.task_result)

@@ -1,4 +1,4 @@
-"""All answers of the control plane, with those to containers."""
+"""The service of the stand-in: all answers to clients, and the answers to containers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from tests.fakes.control_plane.logs import LogAnswers
 from tests.fakes.control_plane.objects import ObjectAnswers
 from tests.fakes.control_plane.rpc import complete, unary
 
-HEARTBEAT_SECONDS = 14.0  # under the client's interval of 15
+HEARTBEAT_SECONDS = 14.0  # shorter than the container's interval of 15 seconds
 
 
 class Service(AppAnswers, ObjectAnswers, ImageAnswers, FunctionAnswers, CallAnswers, LogAnswers):
+    """Every RPC; the methods below are those that containers call."""
+
     @unary
     async def ContainerHello(self, request: Empty) -> Empty:
         return Empty()
@@ -28,19 +30,19 @@ class Service(AppAnswers, ObjectAnswers, ImageAnswers, FunctionAnswers, CallAnsw
         self, request: api_pb2.ContainerHeartbeatRequest
     ) -> api_pb2.ContainerHeartbeatResponse:
         deadline = time.time() + HEARTBEAT_SECONDS
-        while not self.own.cancelled_inputs and time.time() < deadline:
+        while not self.caller.cancelled_inputs and time.time() < deadline:
             await self.state.changed.wait(deadline - time.time())
         response = api_pb2.ContainerHeartbeatResponse()
-        if self.own.cancelled_inputs:
-            response.cancel_input_event.input_ids.extend(self.own.cancelled_inputs)
-            self.own.cancelled_inputs.clear()
+        if self.caller.cancelled_inputs:
+            response.cancel_input_event.input_ids.extend(self.caller.cancelled_inputs)
+            self.caller.cancelled_inputs.clear()
         return response
 
     @unary
     async def FunctionGetInputs(
         self, request: api_pb2.FunctionGetInputsRequest
     ) -> api_pb2.FunctionGetInputsResponse:
-        item = await self.scheduler.next_input(self.own)
+        item = await self.scheduler.next_input(self.caller)
         if item is None:
             exit_now = api_pb2.FunctionGetInputsItem(kill_switch=True)
             return api_pb2.FunctionGetInputsResponse(inputs=[exit_now])
@@ -56,21 +58,21 @@ class Service(AppAnswers, ObjectAnswers, ImageAnswers, FunctionAnswers, CallAnsw
 
     @unary
     async def FunctionPutOutputs(self, request: api_pb2.FunctionPutOutputsRequest) -> Empty:
-        self.own.flush_logs()
+        self.caller.flush_logs()
         for output in request.outputs:
-            self.scheduler.take_output(self.own, output)
+            self.scheduler.take_output(self.caller, output)
         return Empty()
 
     @unary
     async def TaskResult(self, request: api_pb2.TaskResultRequest) -> Empty:
-        self.own.task_result = request.result
+        self.caller.task_result = request.result
         return Empty()
 
     @unary
     async def ContainerStop(
         self, request: api_pb2.ContainerStopRequest
     ) -> api_pb2.ContainerStopResponse:
-        self.own.leaving = True
+        self.caller.leaving = True
         return api_pb2.ContainerStopResponse()
 
 

@@ -1,21 +1,23 @@
-"""First code in a container: shipped source alone is importable, and nothing outlives the plane."""
+"""The first code of a container: it hides the checkout, and ends the process with its parent."""
 
 import ctypes
 import os
 import signal
 import sys
 
-_SIGKILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-_OWN = (
+_PR_SET_PDEATHSIG = 1
+_FOLDERS_OF_CONTAINER = (
     sys.prefix,
     sys.base_prefix,
     os.environ["CONTROL_PLANE_CONTAINER"],
     os.path.dirname(__file__),
 )
 
-# The checkout may be installed as editable: modules must not come from there.
-sys.path[:] = [entry for entry in sys.path if entry == "" or entry.startswith(_OWN)]
+# The checkout may be installed as editable; a container has only what was shipped.
+sys.path[:] = [
+    entry for entry in sys.path if entry == "" or entry.startswith(_FOLDERS_OF_CONTAINER)
+]
 # A test run in the background ignores interrupts, and its children would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(_SIGKILL_WITH_PARENT, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Bodies of functions for the tests of the control plane: what a user's package would hold."""
+"""Bodies of functions for the tests of the control plane, as in a user's package."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from typing import Any
 
 
 def run(payload: dict[str, Any]) -> dict[str, Any]:
+    """Call the function named by `do`, and return its result with the payload as `of`."""
     return {"of": payload, **globals()[payload["do"]](**payload.get("with", {}))}
 
 
@@ -40,12 +41,12 @@ def measure(text: str) -> dict[str, Any]:
 
 
 def look(files: list[str]) -> dict[str, Any]:
-    """The text and mode of files, under paths as they are where the container's root is `/`."""
+    """Return the text and mode of files, by their paths in the container."""
     root = os.environ["CONTROL_PLANE_CONTAINER"]
-    found = {name: Path(root + name) for name in files if Path(root + name).exists()}
+    paths = {name: Path(root + name) for name in files if Path(root + name).exists()}
     return {
-        "texts": {name: path.read_text() for name, path in found.items()},
-        "modes": {name: path.stat().st_mode & 0o777 for name, path in found.items()},
+        "texts": {name: path.read_text() for name, path in paths.items()},
+        "modes": {name: path.stat().st_mode & 0o777 for name, path in paths.items()},
     }
 
 
@@ -79,7 +80,7 @@ def sleep(seconds: float) -> dict[str, Any]:
 
 
 def checkpoint(folder: str, seconds: float) -> dict[str, Any]:
-    """Save on the interrupt; the attempt after it finds what was saved."""
+    """Save on an interrupt; return what an earlier attempt has saved."""
     saved = Path(folder) / "saved"
     if saved.exists():
         return {"resumed": saved.read_text()}
