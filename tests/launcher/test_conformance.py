@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from hydra.version import VersionBase, __compat_version__
 from hydra_plugins.modal_launcher.launcher import ModalJobsLauncher
 
 from tests.fakes.control_plane import ControlPlane, Settings
+from tests.fakes.control_plane.containers import python_of_containers
+from tests.support.forked import ForkingPopen
 from tests.support.launching import settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning")
@@ -36,6 +39,15 @@ class Place:
 def version_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suite's, whatever another test has left in this process."""
     monkeypatch.setattr(VersionBase.instance(), "version_base", __compat_version__)
+
+
+@pytest.fixture(autouse=True)
+def forked_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's suite starts scripts, and this process starts jobs: both are forked, to save time."""
+    server = python_of_containers()
+    server.wait_until_ready()
+    monkeypatch.setattr(ForkingPopen, "address", server.address)
+    monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
 
 
 @pytest.fixture(params=["local", "processes", "modal"])

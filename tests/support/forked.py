@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -132,12 +133,13 @@ class ForkedProcess:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return status
 
-    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, None]:
-        """Return what the program writes to its one pipe, stdout."""
-        assert input is None and self.stdin is None and self.stderr is None
-        output = self.stdout.read() if self.stdout is not None else None
+    def communicate(self, input: None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Read the pipes of the program to their ends, and wait for its end."""
+        pipes = (self.stdout, self.stderr)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            output, errors = pool.map(lambda pipe: pipe.read() if pipe else None, pipes)
         self.wait(timeout)
-        return output, None
+        return output, errors
 
     def send_signal(self, number: int) -> None:
         """Send the program a signal, unless it has ended."""
