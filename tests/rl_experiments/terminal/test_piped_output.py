@@ -8,7 +8,7 @@ import pytest
 
 from rl_experiments.terminal.progress import Progress
 from rl_experiments.terminal.tables import new_table
-from tests.conftest import SMALL, Program
+from tests.support.program import SMALL, Program
 
 
 @pytest.mark.slow
