@@ -29,8 +29,8 @@ from rl_experiments.audit.play import by_script, play
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError
 from rl_experiments.inference.api_client import ApiClient, BudgetSpent
-from rl_experiments.judge.prompt import GroupPrompt, sheet
-from rl_experiments.judge.verdict import GroupScores, Outcome, compare
+from rl_experiments.judge.prompt import GroupPrompt, build_prompt
+from rl_experiments.judge.scoring import GroupScores, ScoringStatus, score_group
 from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate, format_estimate
@@ -79,11 +79,11 @@ def audit_judge(config: Config, environment: Environment, progress: Progress) ->
         raise UserError("judge.max_*: the budget allows no request; raise it")
     progress.print(_players(cases))
     found = _measures(cases)
-    failures = [verdict.outcome is Outcome.FAILED for verdict in verdicts]
+    failures = [verdict.status is ScoringStatus.FAILED for verdict in verdicts]
     found["answers that cannot be used"] = intervals.rate(sum(failures), len(failures))
     progress.print(_table(found, groups=len(cases)))
     say(_costs(config, verdicts))
-    if why := next((verdict.why for verdict in verdicts if verdict.why), ""):
+    if why := next((verdict.reason for verdict in verdicts if verdict.reason), ""):
         say(f"note: an answer could not be used: {why}")
     if len(verdicts) < len(cases) * (len(_ORDERS) + 1):
         say("note: the budget (judge.max_*) was spent before all was asked")
@@ -118,7 +118,7 @@ def _case(config: Config, environment: Environment, seed: int) -> Case:
     pleading[weakest].turns[-1].reply += _PLEA
 
     def ask(about: Sequence[Trajectory], order: str, *, reverse: bool = False) -> GroupPrompt:
-        return sheet(
+        return build_prompt(
             about,
             rubric=config.reward.ruler.rubric or environment.rubric,
             max_chars=config.reward.ruler.max_chars,
@@ -145,7 +145,7 @@ async def _ask(
         async with places:
             try:
                 key = f"{number}/{name}"
-                case.verdicts[name] = await compare(
+                case.verdicts[name] = await score_group(
                     endpoint, case.questions[name], config.judge, key=key
                 )
             except BudgetSpent:
@@ -155,8 +155,8 @@ async def _ask(
     names = [*cases[0].questions]
     await ask(0, names[0])
     first = cases[0].verdicts[names[0]]
-    if first and not first.answers:  # nor would the others be answered
-        raise UserError(f"judge.base_url={config.judge.base_url}: gives no answer: {first.why}")
+    if first and not first.replies:  # nor would the others be answered
+        raise UserError(f"judge.base_url={config.judge.base_url}: gives no answer: {first.reason}")
     async with asyncio.TaskGroup() as tasks:
         for number in range(len(cases)):
             for name in names[number == 0 :]:
@@ -234,7 +234,7 @@ def _at_most(config: Config, cases: Sequence[Case]) -> str:
 
 
 def _costs(config: Config, verdicts: Sequence[GroupScores]) -> str:
-    answers = [answer for verdict in verdicts for answer in verdict.answers]
+    answers = [answer for verdict in verdicts for answer in verdict.replies]
     scale = 1000 / len(verdicts)
     prompts = scale * sum(answer.prompt_tokens for answer in answers)
     replies = scale * sum(answer.completion_tokens for answer in answers)

@@ -78,7 +78,7 @@ def train(cfg: DictConfig) -> float:
 def _train_and_judge(experiment: Experiment, run: RunRecorder, progress: Progress) -> Evaluation:
     rubric = experiment.environment.rubric
     say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
-    with judge.opened(experiment.config, rubric=rubric, folder=run.folder, say=say) as found:
+    with judge.open_judge(experiment.config, rubric=rubric, folder=run.folder, say=say) as found:
         return _train(experiment, run, progress, found)
 
 

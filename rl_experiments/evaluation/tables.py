@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich import box
 from rich.table import Table
 
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.stats.intervals import format_estimate
+from rl_experiments.terminal.tables import new_table
 
 
 def main_table(
@@ -18,9 +18,8 @@ def main_table(
 
     `comparisons` are (policy, baseline) pairs; each gives a row "policy - baseline".
     """
-    table = _table(f"{seeds} unseen seeds, the same for every policy; 95 % intervals", "policy")
-    for column in ("n", "win rate", "mean reward"):
-        table.add_column(column, justify="right", no_wrap=True)
+    title = f"{seeds} unseen seeds, the same for every policy; 95 % intervals"
+    table = new_table(title, "policy", "n", "win rate", "mean reward")
     compared = {name for pair in comparisons for name in pair}
     for name, result in results.items():
         style = "bold" if name == "after" or name in compared - {"before"} else ""
@@ -43,10 +42,8 @@ def details_table(results: Mapping[str, PolicyResult], seconds: Mapping[str, flo
 
     `seconds` are the seconds that a policy has played, by its name.
     """
-    table = _table("how it went", "policy")
-    table.add_column("ends")
-    for column in ("turns", "prompt tokens", "reply tokens", "time", "USD"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("turns", "prompt tokens", "reply tokens", "time", "USD")
+    table = new_table("how it went", "policy", "ends", *columns, text=["ends"])
     for name, result in results.items():
         ends = ", ".join(f"{end} {count}" for end, count in result.ends.items())
         table.add_row(
@@ -66,9 +63,8 @@ def pass_at_table(results: Mapping[str, PolicyResult]) -> Table | None:
     ks = max((list(result.pass_at) for result in results.values()), key=len, default=[])
     if len(ks) < 2:
         return None
-    table = _table("share of seeds with a win among k episodes", "policy")
-    for k in ks:
-        table.add_column(f"pass@{k}", justify="right", no_wrap=True)
+    title = "share of seeds with a win among k episodes"
+    table = new_table(title, "policy", *(f"pass@{k}" for k in ks))
     for name, result in results.items():
         table.add_row(name, *(format_estimate(result.pass_at.get(k)) for k in ks))
     return table
@@ -78,10 +74,8 @@ def category_table(results: Mapping[str, PolicyResult]) -> Table | None:
     """Return a row for each policy and category, or None where tasks have no categories."""
     if not any(result.categories for result in results.values()):
         return None
-    table = _table("by category", "policy")
-    table.add_column("category")
-    for column in ("n", "win rate", "mean reward"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("category", "n", "win rate", "mean reward")
+    table = new_table("by category", "policy", *columns, text=["category"])
     for name, result in results.items():
         for number, (category, part) in enumerate(result.categories.items()):
             cells = (
@@ -92,10 +86,4 @@ def category_table(results: Mapping[str, PolicyResult]) -> Table | None:
             )
             is_last = number == len(result.categories) - 1
             table.add_row("" if number else name, *cells, end_section=is_last)
-    return table
-
-
-def _table(title: str, first_column: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column(first_column, overflow="fold")  # may be a path; the numbers keep their width
     return table

@@ -1,7 +1,7 @@
 """A group of attempts as one question to a judge, and the judge's answer as scores.
 
-A judge compares; it is no measure. It gets all attempts of a group at once (RULER, of ART), without
-their rewards, and what it answers counts for the whole group or not at all.
+A judge compares; it does not measure. It sees all attempts of a group at once, without their
+rewards (RULER, of the library ART), and its answer counts for the whole group or not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple
 
-from rl_experiments.judge.parsing import read
+from rl_experiments.judge.parsing import parse_scores
 from rl_experiments.rollout.episodes import Trajectory
 
 DEFAULT_RUBRIC = """\
@@ -36,23 +36,26 @@ middle there may be the reply alone.
 
 Answer with JSON and nothing else: {{"scores": [{{"id": "1", "explanation": "one short sentence", \
 "score": 0.5}}, ...]}}, with one entry for each id: {ids}."""
-_AGAIN = """\
+_CORRECTION = """\
 This cannot be used: {fault}. Answer again, with JSON and nothing else: one entry for each of the \
 ids {ids}, its score a number from 0 to 1."""
 
-# Whatever may be taken for an angle bracket, so that no text can write a tag.
+# Every character that a model may read as an angle bracket, so that no text can write a tag.
 _BRACKETS = str.maketrans(
     {**dict.fromkeys("<\uff1c\ufe64", "⟨"), **dict.fromkeys(">\uff1e\ufe65", "⟩")}
 )
-_FIRST, _LAST, _KEY = 1, 3, 3  # turns shown as they are, where not all can be
+# Turns that are shown whole where not all of an attempt fits.
+_FIRST_TURNS, _LAST_TURNS, _KEY_TURNS = 1, 3, 3
+_GAP = "<left_out>{} turns</left_out>\n"
 Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class GroupPrompt:
-    """The question: `members[i]` are the places in the group of what is shown as number i + 1.
+    """The question about a group.
 
-    Attempts that look alike are shown once.
+    `members[i]` are the indices in the group of the attempts shown as number i + 1: several where
+    attempts look the same, which are shown once.
     """
 
     messages: Messages
@@ -60,26 +63,33 @@ class GroupPrompt:
 
     @property
     def ids(self) -> list[str]:
+        """The numbers under which attempts are shown: "1", "2", ..."""
         return [str(number) for number in range(1, len(self.members) + 1)]
 
     def scores(self, answer: str) -> list[float]:
-        """One for each member of the group; raises `Unreadable` with all that is wrong."""
-        found = read(answer, self.ids)
+        """Return the score of each member of the group, in the group's order.
+
+        Raises `UnreadableAnswer`, which says what is wrong with the answer.
+        """
+        by_id = parse_scores(answer, self.ids)
         by_member = {
-            member: found[name]
+            member: by_id[name]
             for name, members in zip(self.ids, self.members, strict=True)
             for member in members
         }
         return [by_member[member] for member in range(len(by_member))]
 
-    def again(self, answer: str, fault: str) -> Messages:
-        """The question after an answer that cannot be used."""
-        said = {"role": "assistant", "content": answer or "(nothing)"}
-        asked = _AGAIN.format(fault=fault, ids=", ".join(self.ids))
-        return [*self.messages, said, {"role": "user", "content": asked}]
+    def correction(self, answer: str, fault: str) -> Messages:
+        """Return the messages that ask again after an unreadable answer."""
+        request = _CORRECTION.format(fault=fault, ids=", ".join(self.ids))
+        return [
+            *self.messages,
+            {"role": "assistant", "content": answer or "(nothing)"},
+            {"role": "user", "content": request},
+        ]
 
 
-def sheet(
+def build_prompt(
     group: Sequence[Trajectory],
     *,
     rubric: str,
@@ -87,119 +97,141 @@ def sheet(
     order: Random,
     reverse: bool = False,
 ) -> GroupPrompt:
-    """The attempts in an order drawn from `order`, or in its reverse."""
-    spoken = [_spoken(trajectory) for trajectory in group]
-    differs = (place for place, said in enumerate(zip(*spoken, strict=False)) if len({*said}) > 1)
-    shared = next(differs, min(map(len, spoken)))
-    alike: dict[str, list[int]] = {}
-    for place, (trajectory, said) in enumerate(zip(group, spoken, strict=True)):
-        shown = _shown(said[shared:], _key_turns(trajectory), max_chars)
-        alike.setdefault(f"{shown}{_outcome(trajectory)}", []).append(place)
-    numbered = sorted(alike.items())  # however they came
-    order.shuffle(numbered)
+    """Return the question about a group, with the attempts in an order drawn from `order`.
+
+    `reverse` shows them in the reverse of that order. The turns that all attempts begin with are
+    shown once, before them. `max_chars` bounds the text of each attempt. An empty `rubric` stands
+    for the general one.
+    """
+    transcripts = [_transcript(trajectory) for trajectory in group]
+    shared = _shared_length(transcripts)
+    members_by_text: dict[str, list[int]] = {}
+    for member, (trajectory, transcript) in enumerate(zip(group, transcripts, strict=True)):
+        text = _render(transcript[shared:], _key_turns(trajectory), max_chars)
+        members_by_text.setdefault(f"{text}{_outcome(trajectory)}", []).append(member)
+    attempts = sorted(members_by_text.items())  # so that the order does not depend on the group's
+    order.shuffle(attempts)
     if reverse:
-        numbered.reverse()
-    ids = ", ".join(str(number) for number in range(1, len(numbered) + 1))
-    parts = [_task(group[0], spoken[0][:shared], max_chars)]
-    for number, (text, _) in enumerate(numbered, start=1):
+        attempts.reverse()
+    ids = ", ".join(str(number) for number in range(1, len(attempts) + 1))
+    parts = [_task(group[0], transcripts[0][:shared], max_chars)]
+    for number, (text, _) in enumerate(attempts, start=1):
         parts.append(f'<attempt id="{number}">\n{text}</attempt>')
     system = _SYSTEM.format(rubric=rubric or DEFAULT_RUBRIC, ids=ids)
     messages = [
         {"role": "system", "content": system},
         {"role": "user", "content": "\n\n".join(parts)},
     ]
-    return GroupPrompt(messages, [members for _, members in numbered])
+    return GroupPrompt(messages, [members for _, members in attempts])
 
 
-class _Said(NamedTuple):
-    """An observation of the environment, or the policy's reply, with the number of its turn."""
+class _Utterance(NamedTuple):
+    """An observation of the environment or a reply of the policy; turns count from 1."""
 
-    tag: str
+    tag: str  # "observation" or "reply"
     turn: int
     text: str
 
-    def shown(self, limit: int | None = None) -> str:
-        return f'<{self.tag} turn="{self.turn}">{_cut(self.text, limit)}</{self.tag}>\n'
+    def render(self, max_chars: int | None = None) -> str:
+        return f'<{self.tag} turn="{self.turn}">{_shorten(self.text, max_chars)}</{self.tag}>\n'
 
 
-def _spoken(trajectory: Trajectory) -> list[_Said]:
+def _transcript(trajectory: Trajectory) -> list[_Utterance]:
     return [
-        said
+        utterance
         for number, turn in enumerate(trajectory.turns, start=1)
-        for said in (
-            _Said("observation", number, turn.observation),
-            _Said("reply", number, turn.reply),
+        for utterance in (
+            _Utterance("observation", number, turn.observation),
+            _Utterance("reply", number, turn.reply),
         )
     ]
 
 
-def _task(trajectory: Trajectory, shared: Sequence[_Said], max_chars: int) -> str:
-    """What all attempts have in common."""
+def _shared_length(transcripts: Sequence[Sequence[_Utterance]]) -> int:
+    """Return how many utterances all transcripts have in common at their beginning."""
+    for place, utterances in enumerate(zip(*transcripts, strict=False)):
+        if len({*utterances}) > 1:
+            return place
+    return min(map(len, transcripts))
+
+
+def _task(trajectory: Trajectory, shared: Sequence[_Utterance], max_chars: int) -> str:
+    """Render what all attempts have in common: system prompt, tools, the first utterances."""
     parts = []
     if trajectory.system_prompt:
-        parts.append(f"<system>{_cut(trajectory.system_prompt, max_chars)}</system>\n")
+        parts.append(f"<system>{_shorten(trajectory.system_prompt, max_chars)}</system>\n")
     if trajectory.tools:
         tools = json.dumps(trajectory.tools, ensure_ascii=False)
-        parts.append(f"<tools>{_cut(tools, max_chars)}</tools>\n")
-    return f"<task>\n{''.join(parts)}{_shown(shared, (), max_chars)}</task>"
+        parts.append(f"<tools>{_shorten(tools, max_chars)}</tools>\n")
+    return f"<task>\n{''.join(parts)}{_render(shared, (), max_chars)}</task>"
 
 
 def _outcome(trajectory: Trajectory) -> str:
-    """How it ended and what it came to, but not what it was paid."""
+    """Render how an attempt ended and its metrics, without those that are rewards or scores."""
     turns = len(trajectory.turns)
-    told = [f"{trajectory.end} after {turns} turn{'s' * (turns != 1)}"]
-    told += [
+    facts = [f"{trajectory.end} after {turns} turn{'s' * (turns != 1)}"]
+    facts += [
         f"{name}={value:g}"
         for name, value in trajectory.metrics.items()
         if not re.search("reward|score", name)
     ]
-    return f"<outcome>{_cut('; '.join(told), None)}</outcome>\n"
+    return f"<outcome>{_shorten('; '.join(facts), None)}</outcome>\n"
 
 
 def _key_turns(trajectory: Trajectory) -> list[int]:
-    """The turns that earned or lost most."""
-    earned = {number: abs(turn.reward) for number, turn in enumerate(trajectory.turns, start=1)}
-    best = sorted(earned, key=lambda number: (-earned[number], number))[:_KEY]
-    return [number for number in best if earned[number] > 0]
+    """Return the numbers of the turns with the largest rewards or penalties, largest first."""
+    size = {number: abs(turn.reward) for number, turn in enumerate(trajectory.turns, start=1)}
+    largest = sorted(size, key=lambda number: (-size[number], number))[:_KEY_TURNS]
+    return [number for number in largest if size[number] > 0]
 
 
-def _shown(said: Sequence[_Said], key_turns: Sequence[int], most: int) -> str:
-    """All of it, or what fits: the ends and the key turns, then replies from the last back."""
-    whole = "".join(each.shown() for each in said)
-    if len(whole) <= most:
+def _render(utterances: Sequence[_Utterance], key_turns: Sequence[int], max_chars: int) -> str:
+    """Render all utterances or, where that exceeds `max_chars`, those that matter most."""
+    whole = "".join(utterance.render() for utterance in utterances)
+    if len(whole) <= max_chars:
         return whole
-    mark = "<left_out>{} turns</left_out>\n"
-    first, last = said[0].turn, said[-1].turn
-    whole_turns = [last, *range(first, first + _FIRST), *range(last - 1, last - _LAST, -1)]
-    whole_turns += key_turns
-    rank = {turn: place for place, turn in reversed([*enumerate(whole_turns)])}
-    limit = max(most // 6, most // len(said) - 100)  # of one text
-    ranked = sorted(
-        (each for each in said if each.turn in rank or each.tag == "reply"),
-        key=lambda each: (rank.get(each.turn, len(rank)), -each.turn, each.tag != "reply"),
-    )
-    taken: set[_Said] = set()
-    room = most
-    for each in ranked:
-        room -= len(each.shown(limit)) + len(mark)
-        if room < 0:
-            break
-        taken.add(each)
-    parts, before = [], first - 1
-    for each in said:
-        if each in taken:
-            if each.turn > before + 1:
-                parts.append(mark.format(each.turn - before - 1))
-            parts.append(each.shown(limit))
-            before = each.turn
+    text_limit = max(max_chars // 6, max_chars // len(utterances) - 100)
+    parts, previous_turn = [], utterances[0].turn - 1
+    for utterance in _choose(utterances, key_turns, max_chars=max_chars, text_limit=text_limit):
+        if utterance.turn > previous_turn + 1:
+            parts.append(_GAP.format(utterance.turn - previous_turn - 1))
+        parts.append(utterance.render(text_limit))
+        previous_turn = utterance.turn
     return "".join(parts)
 
 
-def _cut(text: str, limit: int | None) -> str:
-    """The beginning and the end of a long text, without angle brackets."""
+def _choose(
+    utterances: Sequence[_Utterance], key_turns: Sequence[int], *, max_chars: int, text_limit: int
+) -> list[_Utterance]:
+    """Return, in order, as many utterances as fit into `max_chars`, the most telling first.
+
+    These are the last turn, the first, those before the last, the key turns; then the replies of
+    the other turns, from the last back.
+    """
+    first, last = utterances[0].turn, utterances[-1].turn
+    opening = range(first, first + _FIRST_TURNS)
+    ending = range(last - 1, last - _LAST_TURNS, -1)
+    whole_turns = [*dict.fromkeys([last, *opening, *ending, *key_turns])]
+    rank = {turn: place for place, turn in enumerate(whole_turns)}
+    candidates = sorted(
+        (each for each in utterances if each.turn in rank or each.tag == "reply"),
+        key=lambda each: (rank.get(each.turn, len(rank)), -each.turn, each.tag != "reply"),
+    )
+    chosen: set[_Utterance] = set()
+    room = max_chars
+    for candidate in candidates:
+        room -= len(candidate.render(text_limit)) + len(_GAP)
+        if room < 0:
+            break
+        chosen.add(candidate)
+    return [utterance for utterance in utterances if utterance in chosen]
+
+
+def _shorten(text: str, max_chars: int | None) -> str:
+    """Return the text without angle brackets; of a long one the beginning and the end."""
     safe = text.translate(_BRACKETS).encode(errors="replace").decode()
-    if limit is None or len(safe) <= limit:
+    if max_chars is None or len(safe) <= max_chars:
         return safe
-    kept = max(0, limit - 50) // 2
+    kept = max(0, max_chars - 50) // 2
     left_out = f"<left_out>{len(safe) - 2 * kept:,} characters</left_out>"
     return f"{safe[:kept]}{left_out}{safe[len(safe) - kept :]}"

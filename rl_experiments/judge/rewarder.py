@@ -1,4 +1,4 @@
-"""The judge of a run: it compares the groups of a rollout, while others are still being played."""
+"""The judge of a run: it scores groups of a rollout while others are still being played."""
 
 from __future__ import annotations
 
@@ -20,222 +20,243 @@ from rl_experiments import distributed
 from rl_experiments.config.schema import Config, Credit, JudgeConfig, OnBudget, RulerConfig
 from rl_experiments.errors import UserError
 from rl_experiments.inference.api_client import ApiClient, BudgetSpent, api_key
-from rl_experiments.judge.prompt import sheet
-from rl_experiments.judge.verdict import GroupScores, Outcome, compare, measured, reward
+from rl_experiments.judge.prompt import build_prompt
+from rl_experiments.judge.rewards import apply_scores, score_metrics
+from rl_experiments.judge.scoring import GroupScores, ScoringStatus, score_group
 from rl_experiments.rollout.episodes import Trajectory, Turn
 from rl_experiments.storage.files import read_json_lines, write_atomically
 
-SETTING = "judge"
-_FOLDER = "judge"  # in the run's
-_WINDOW = 8  # groups, at least, of which too many may lack scores
-_GRACE = 10.0  # seconds for the answers under way when we are stopped: they are paid for
+SETTING = "judge"  # the config group, as messages name it
+_FOLDER = "judge"  # in the run folder
+_MIN_RECENT_GROUPS = 8  # over which the share of failures is taken
+_DRAIN_SECONDS = 10.0  # to wait at the end for replies that are already paid for
+_EQUAL_SCORE = 0.5  # of attempts that look the same
 
 
 class Judge:
-    """Groups are handed over one by one, and rewarded together once they are all played.
+    """Scores groups as they become whole, and rewards them once all have been played.
 
-    Its requests are made in a thread of its own.
+    Requests are made in a thread of the judge's own. `folder` keeps the replies and what was spent,
+    so that a resumed run pays for nothing twice.
     """
 
     def __init__(self, config: JudgeConfig, ruler: RulerConfig, *, rubric: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        answers = folder / f"answers-{distributed.rank()}.jsonl"
-        self.config = _shared_out(config)
+        journal = folder / f"answers-{distributed.rank()}.jsonl"
+        self.config = _share_of_budget(config)
         self.ruler = ruler
         self.rubric = ruler.rubric or rubric
-        self.endpoint = ApiClient(self.config, model=config.model, setting=SETTING, journal=answers)
-        self._spent = folder / f"spent-{distributed.rank()}.json"
-        self._count_what_was_spent(answers)
-        self._playing: defaultdict[int, list[Trajectory]] = defaultdict(list)
-        self._asked: dict[int, Future[GroupScores]] = {}
-        self._verdicts: list[GroupScores] = []
-        self._lacking: deque[bool] = deque()  # of the latest groups: which have no scores
+        self.client = ApiClient(self.config, model=config.model, setting=SETTING, journal=journal)
+        self._spend_file = folder / f"spent-{distributed.rank()}.json"
+        self._count_earlier_spend(journal)
+        self._unfinished: defaultdict[int, list[Trajectory]] = defaultdict(list)  # by seed
+        self._pending: dict[int, Future[GroupScores]] = {}  # by seed
+        self._last_scores: list[GroupScores] = []  # of the groups that were rewarded last
+        self._recent_failures: deque[bool] = deque()  # a group each, the latest last
         self._loop = asyncio.new_event_loop()
-        self._places = asyncio.Semaphore(config.concurrency)
+        self._concurrency = asyncio.Semaphore(config.concurrency)
         self._is_closing = False
         threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
 
-    def prove(self) -> None:
-        """Stop now rather than later where it gives no scores at all."""
+    def check_connection(self) -> None:
+        """Raise a `UserError` if the judge does not score an easy group."""
         group = [_example("yes"), _example("no")]
-        verdict = self._submit(self._compare(group, key="prove")).result()
-        if verdict.outcome is Outcome.FAILED:
+        result = self._submit(self._score(group, key="prove")).result()
+        if result.status is ScoringStatus.FAILED:
             raise UserError(
                 f"{SETTING}.base_url={self.config.base_url}: {self.config.model} gives no scores: "
-                f"{verdict.why}; see {SETTING}.model, {SETTING}.response_format and "
+                f"{result.reason}; see {SETTING}.model, {SETTING}.response_format and "
                 f"{SETTING}.max_tokens, or set reward.ruler.enabled=false"
             )
 
-    def take(self, trajectory: Trajectory, *, size: int) -> None:
-        """Hand an episode over as it ends; its group of `size` is judged when it is whole."""
-        group = self._playing[trajectory.seed]
+    def add(self, trajectory: Trajectory, *, group_size: int) -> None:
+        """Add an episode that has ended; the last of its group has the group scored."""
+        group = self._unfinished[trajectory.seed]
         group.append(trajectory)
-        if len(group) == size:
-            group = sorted(self._playing.pop(trajectory.seed), key=lambda each: each.member)
-            key = str(trajectory.seed)
-            self._asked[trajectory.seed] = self._submit(self._compare(group, key=key))
+        if len(group) == group_size:
+            del self._unfinished[trajectory.seed]
+            group.sort(key=lambda episode: episode.member)
+            scores = self._submit(self._score(group, key=str(trajectory.seed)))
+            self._pending[trajectory.seed] = scores
 
     def reward(self, groups: Sequence[Sequence[Trajectory]]) -> None:
-        """Give all episodes of the groups, which were handed over, their rewards."""
-        self._verdicts = [self._asked.pop(group[0].seed).result() for group in groups]
-        for group, verdict in zip(groups, self._verdicts, strict=True):
-            reward(group, verdict, self.ruler)
-        write_atomically(self._spent, json.dumps(_figures(self.endpoint)))
+        """Wait for the scores of groups whose episodes were all added, and set their rewards."""
+        self._last_scores = [self._pending.pop(group[0].seed).result() for group in groups]
+        for group, scores in zip(groups, self._last_scores, strict=True):
+            apply_scores(group, scores, self.ruler)
+        write_atomically(self._spend_file, json.dumps(self._spend()))
 
-    def report(self, everyones: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-        """The metrics of what was rewarded last, by all processes.
+    def report(self, all_groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+        """Return the metrics of the groups that all processes rewarded last.
 
-        Raises a `UserError` where too many groups have no scores.
+        Raises a `UserError` where too many of the latest groups have no scores.
         """
-        verdicts = distributed.gather(self._verdicts)
-        asked = [verdict for verdict in verdicts if verdict.outcome is not Outcome.SAME]
-        failed = [verdict for verdict in asked if verdict.outcome is Outcome.FAILED]
-        self._refuse_too_many(asked)
-        answers = [answer for verdict in verdicts for answer in verdict.answers]
-        found = {
+        scored = distributed.gather(self._last_scores)
+        asked = [each for each in scored if each.status is not ScoringStatus.IDENTICAL]
+        self._refuse_too_many_failures(asked)
+
+        def share(status: ScoringStatus) -> float:
+            return sum(each.status is status for each in asked) / max(1, len(asked))
+
+        replies = [reply for each in scored for reply in each.replies]
+        metrics = {
             "ruler/groups_asked": len(asked),
-            "ruler/failures": len(failed) / max(1, len(asked)),
-            "ruler/spent": sum(v.outcome is Outcome.SPENT for v in asked) / max(1, len(asked)),
-            "ruler/tokens": sum(a.prompt_tokens + a.completion_tokens for a in answers),
-            "ruler/usd": sum(answer.usd or 0.0 for answer in answers),
+            "ruler/failures": share(ScoringStatus.FAILED),
+            "ruler/spent": share(ScoringStatus.OVER_BUDGET),
+            "ruler/tokens": sum(reply.prompt_tokens + reply.completion_tokens for reply in replies),
+            "ruler/usd": sum(reply.usd or 0.0 for reply in replies),
         }
-        if answers:
-            found["time/judge_latency"] = fmean(answer.seconds for answer in answers)
-        return found | measured(everyones)
+        if replies:
+            metrics["time/judge_latency"] = fmean(reply.seconds for reply in replies)
+        return metrics | score_metrics(all_groups)
 
     def close(self) -> None:
-        """Begin nothing more; wait a moment for the answers under way, which the journal keeps."""
+        """Ask nothing more, and wait a moment for replies under way, which the journal keeps."""
         with suppress(Exception):
-            self._submit(self._settle()).result(2 * _GRACE)
+            self._submit(self._close()).result(2 * _DRAIN_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def spent(self) -> str:
-        """In words, over all attempts at the run."""
-        figures = _figures(self.endpoint)
-        usd = f", {figures['usd']:.4f} USD" if figures["usd"] else ""
-        tokens = figures["prompt_tokens"] + figures["completion_tokens"]
-        return f"{figures['requests']:.0f} requests, {tokens:,.0f} tokens{usd}"
+        """Return what the run has spent on the judge in all attempts, in words."""
+        spend = self._spend()
+        usd = f", {spend['usd']:.4f} USD" if spend["usd"] else ""
+        tokens = spend["prompt_tokens"] + spend["completion_tokens"]
+        return f"{spend['requests']:.0f} requests, {tokens:,.0f} tokens{usd}"
 
-    async def _compare(self, group: Sequence[Trajectory], *, key: str) -> GroupScores:
+    async def _score(self, group: Sequence[Trajectory], *, key: str) -> GroupScores:
+        """Return the scores of the episodes in the group that did not fail."""
         played = [trajectory for trajectory in group if trajectory.reward is not None]
+        equal = GroupScores(status=ScoringStatus.IDENTICAL, scores=[_EQUAL_SCORE] * len(played))
         if len(played) < 2:
-            return GroupScores(outcome=Outcome.SAME, scores=[0.5] * len(played))
-        question = sheet(
+            return equal
+        prompt = build_prompt(
             played,
             rubric=self.rubric,
             max_chars=self.ruler.max_chars,
             order=Random(f"ruler/{key}"),
         )
-        if len(question.members) == 1:
-            return GroupScores(outcome=Outcome.SAME, scores=[0.5] * len(played))
+        if len(prompt.members) == 1:
+            return equal
         try:
-            async with self._places:
+            async with self._concurrency:
                 if self._is_closing:
                     raise asyncio.CancelledError
-                return await compare(self.endpoint, question, self.config, key=key)
+                return await score_group(self.client, prompt, self.config, key=key)
         except BudgetSpent as error:
             if self.ruler.on_budget is OnBudget.stop:
                 raise
-            return GroupScores(outcome=Outcome.SPENT, why=str(error))
+            return GroupScores(status=ScoringStatus.OVER_BUDGET, reason=str(error))
 
     def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _settle(self) -> None:
+    async def _close(self) -> None:
         self._is_closing = True
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         if others:
-            _, late = await asyncio.wait(others, timeout=_GRACE)
+            _, late = await asyncio.wait(others, timeout=_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await self.endpoint.close()
+        await self.client.close()
 
-    def _refuse_too_many(self, asked: Sequence[GroupScores]) -> None:
-        self._lacking += [verdict.outcome is Outcome.FAILED for verdict in asked]
-        while len(self._lacking) > max(_WINDOW, len(asked)):
-            self._lacking.popleft()
-        failed, limit = sum(self._lacking), self.ruler.max_failures
-        if failed / max(_WINDOW, len(asked)) > limit:
-            why = next((v.why for v in reversed(asked) if v.why), "see judge/")
+    def _refuse_too_many_failures(self, asked: Sequence[GroupScores]) -> None:
+        """Raise a `UserError` if too many of the latest groups, with `asked`, have no scores."""
+        window = max(_MIN_RECENT_GROUPS, len(asked))
+        self._recent_failures += [each.status is ScoringStatus.FAILED for each in asked]
+        while len(self._recent_failures) > window:
+            self._recent_failures.popleft()
+        failures, limit = sum(self._recent_failures), self.ruler.max_failures
+        if failures / window > limit:
+            reason = next((each.reason for each in reversed(asked) if each.reason), "see judge/")
             raise UserError(
-                f"The judge gave no scores to {failed} of the last {len(self._lacking)} groups "
-                f"({why}), more than reward.ruler.max_failures={limit:g}; see {SETTING}.*, raise "
-                "the share, or set reward.ruler.enabled=false in a new run"
+                f"The judge gave no scores to {failures} of the last "
+                f"{len(self._recent_failures)} groups ({reason}), more than "
+                f"reward.ruler.max_failures={limit:g}; see {SETTING}.*, raise the share, or set "
+                "reward.ruler.enabled=false in a new run"
             )
 
-    def _count_what_was_spent(self, answers: Path) -> None:
-        """Earlier attempts at the run count: by their note, or their answers if those say more."""
-        meter = self.endpoint.meter
-        for record in read_json_lines(answers):
-            answer = record["answer"]
-            meter.requests += 1
-            meter.prompt_tokens += answer["prompt_tokens"]
-            meter.completion_tokens += answer["completion_tokens"]
-            meter.usd += answer["usd"] or 0.0
-        if self._spent.exists():
-            for name, value in json.loads(self._spent.read_text()).items():
-                setattr(meter, name, max(value, getattr(meter, name)))
+    def _count_earlier_spend(self, journal: Path) -> None:
+        """Count what earlier attempts at the run have spent.
+
+        The file of the spend may be older than the journal, and lost replies are in no journal, so
+        the larger of both counts.
+        """
+        spend = self.client.meter
+        for record in read_json_lines(journal):
+            reply = record["answer"]
+            spend.requests += 1
+            spend.prompt_tokens += reply["prompt_tokens"]
+            spend.completion_tokens += reply["completion_tokens"]
+            spend.usd += reply["usd"] or 0.0
+        if self._spend_file.exists():
+            for name, value in json.loads(self._spend_file.read_text()).items():
+                setattr(spend, name, max(value, getattr(spend, name)))
+
+    def _spend(self) -> dict[str, float]:
+        spend = self.client.meter
+        names = ("requests", "prompt_tokens", "completion_tokens", "usd")
+        return {name: getattr(spend, name) for name in names}
 
 
 @contextmanager
-def opened(
+def open_judge(
     config: Config, *, rubric: str, folder: Path, say: Callable[[str], None]
 ) -> Iterator[Judge | None]:
-    """The judge of a run in `folder`, proven to answer; None where none is wanted."""
+    """Yield the judge of the run in `folder`, proven to answer; None where the settings want none.
+
+    `say` is given lines for the user.
+    """
     ruler, settings = config.reward.ruler, config.judge
-    own = folder / _FOLDER
-    missing = _missing(config, own / "wanted.json")
-    if missing:
+    judge_folder = folder / _FOLDER
+    reason = _reason_for_no_judge(config, judge_folder / "wanted.json")
+    if reason:
         if ruler.enabled is None:
-            say(f"Judge: none, the environment rewards ({missing})")
+            say(f"Judge: none, the environment rewards ({reason})")
         yield None
         return
     share = f"{ruler.weight:.0%} of the reward"
     say(f"Judge: {settings.model} at {settings.base_url}, {share}")
-    judge = Judge(settings, ruler, rubric=rubric, folder=own)
+    judge = Judge(settings, ruler, rubric=rubric, folder=judge_folder)
     try:
         if distributed.is_first():
-            judge.prove()
+            judge.check_connection()
         yield judge
         say(f"Judge: {judge.spent()}")
     finally:
         judge.close()
 
 
-def _missing(config: Config, note: Path) -> str:
-    """Why there is no judge; empty where there is one. A run stays with its first answer."""
-    enabled, why = config.reward.ruler.enabled, "reward.ruler.enabled=false"
-    if enabled is None and note.exists():
-        enabled, why = json.loads(note.read_text()), "as when this run was begun"
+def _reason_for_no_judge(config: Config, decision_file: Path) -> str:
+    """Return why the run has no judge; empty where it has one.
+
+    Where the setting leaves the choice open (null), the run's first decision is kept in
+    `decision_file`: what a run learns from never changes in its middle.
+    """
+    enabled, reason = config.reward.ruler.enabled, "reward.ruler.enabled=false"
+    if enabled is None and decision_file.exists():
+        enabled, reason = json.loads(decision_file.read_text()), "as when this run was begun"
     elif enabled is None and config.reward.credit is Credit.turn:
-        enabled, why = False, "reward.credit=turn"
+        enabled, reason = False, "reward.credit=turn"
     elif enabled is None:
         try:
             api_key(config.judge, SETTING)
             enabled = True
         except UserError as error:
-            enabled, why = False, str(error)
+            enabled, reason = False, str(error)
     if config.reward.ruler.enabled is None and distributed.is_first():
-        write_atomically(note, json.dumps(enabled))
-    return "" if enabled else why
+        write_atomically(decision_file, json.dumps(enabled))
+    return "" if enabled else reason
 
 
-def _shared_out(config: JudgeConfig) -> JudgeConfig:
-    """This process's part of the budget."""
-    if distributed.world_size() == 1:
+def _share_of_budget(config: JudgeConfig) -> JudgeConfig:
+    """Return the settings with this process's equal share of each limit."""
+    processes = distributed.world_size()
+    if processes == 1:
         return config
     limits = {name: getattr(config, name) for name in ("max_requests", "max_total_tokens")}
-    whole = {name: limit and limit // distributed.world_size() for name, limit in limits.items()}
-    return replace(
-        config, **whole, max_usd=config.max_usd and config.max_usd / distributed.world_size()
-    )
-
-
-def _figures(endpoint: ApiClient) -> dict[str, float]:
-    meter = endpoint.meter
-    names = ("requests", "prompt_tokens", "completion_tokens", "usd")
-    return {name: getattr(meter, name) for name in names}
+    whole = {name: limit and limit // processes for name, limit in limits.items()}
+    return replace(config, **whole, max_usd=config.max_usd and config.max_usd / processes)
 
 
 def _example(reply: str) -> Trajectory:

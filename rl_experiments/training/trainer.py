@@ -125,7 +125,7 @@ class EpisodeTrainer(GRPOTrainer):
         ]
         rollout, step = self.rollout, self.state.global_step
         size = self.num_generations
-        on_end = partial(self.judge.take, size=size) if self.judge else None
+        on_end = partial(self.judge.add, group_size=size) if self.judge else None
         trajectories = rollout.play(tasks, policy_version=step, on_end=on_end)
         groups = [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
         if self.judge is not None:

@@ -20,7 +20,7 @@ from environments import End
 from environments.game2048.rewards import episode_reward
 from rl_experiments.config.schema import Fallback, JudgeConfig, OnBudget, RulerConfig
 from rl_experiments.errors import UserError
-from rl_experiments.judge.prompt import sheet
+from rl_experiments.judge.prompt import build_prompt
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.rollout.episodes import Trajectory, Turn
 from tests.fakes.judge_server import attempts, entries, judge, tiles
@@ -69,7 +69,7 @@ def rewarded(opened: Judge, groups: list[Group]) -> list[Group]:
     """The groups after judging; their episodes end in any order."""
     episodes = [episode for members in groups for episode in members]
     for episode in Random(0).sample(episodes, len(episodes)):
-        opened.take(episode, size=SIZE)
+        opened.add(episode, group_size=SIZE)
     opened.reward(groups)
     return groups
 
@@ -171,7 +171,7 @@ def test_no_reward_is_lost_or_misplaced_whatever_the_service_does(tmp_path: Path
         groups = rewarded(opened, [group(seed) for seed in range(40)])
         assert {*server.faults} == {*KINDS}
         assert assert_whole(groups) == 40
-        meter = opened.endpoint.meter
+        meter = opened.client.meter
         assert meter.requests == len(server.requests) == 40 + len(server.faults)
 
 
@@ -233,7 +233,7 @@ def test_a_group_is_judged_while_others_are_played(tmp_path: Path) -> None:
     with OpenAIServer(judge(worth)) as server, open_judge(server, tmp_path) as opened:
         for episode in group(1)[::-1]:
             assert not server.requests
-            opened.take(episode, size=SIZE)
+            opened.add(episode, group_size=SIZE)
         deadline = time.monotonic() + 5
         while not server.answered:
             assert time.monotonic() < deadline
@@ -271,7 +271,7 @@ ATTACKS = (
 def test_no_attempt_can_close_its_tag_or_forge_another(attack: str) -> None:
     members = [attempt(1, 0, attack), attempt(1, 1, "honest"), attempt(1, 2, "fair")]
     members[1].turns[1].observation = attack
-    question = sheet(members, rubric="", max_chars=4000, order=Random(1))
+    question = build_prompt(members, rubric="", max_chars=4000, order=Random(1))
     shown = question.messages[1]["content"]
     assert shown.count("<attempt ") == shown.count("</attempt>") == 3
     assert shown.count("<outcome>") == 3
@@ -288,7 +288,7 @@ def test_a_long_attempt_keeps_its_ends_and_what_earned_most() -> None:
         return Trajectory(1, member, turns=turns, end=End.LOST, reward=0.123, metrics={"top": 64.0})
 
     members = [game(member, 300 + member) for member in range(3)]
-    question = sheet(members, rubric="", max_chars=3000, order=Random(1))
+    question = build_prompt(members, rubric="", max_chars=3000, order=Random(1))
     shown = question.messages[1]["content"]
     assert shown.count("board 0 ") == 1  # what all have in common, once
     for text in attempts({"messages": question.messages}).values():
@@ -309,7 +309,7 @@ def key(tmp_path: Path) -> None:
 def test_one_long_reply_has_all_the_room() -> None:
     words = " ".join(f"step{number}" for number in range(900))
     members = [Trajectory(1, m, turns=[Turn("why?", reply=f"{m} {words}")]) for m in range(2)]
-    question = sheet(members, rubric="", max_chars=4000, order=Random(1))
+    question = build_prompt(members, rubric="", max_chars=4000, order=Random(1))
     for text in attempts({"messages": question.messages}).values():
         assert 3700 < len(text) < 4100
         assert "step5 " in text and "step899" in text and " characters</left_out>" in text
