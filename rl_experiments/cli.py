@@ -16,15 +16,9 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
-from rl_experiments.config.paths import RUNS
-from rl_experiments.config.schema import (
-    CONF_DIR,
-    CONFIG_FILE,
-    CheckpointConfig,
-    register,
-    search_outside,
-)
+from rl_experiments.config.schema import CheckpointConfig, register, search_outside
 from rl_experiments.errors import UserError, what_to_tell
+from rl_experiments.paths import CONF_DIR, CONFIG_FILE, RUNS
 from rl_experiments.terminal import interrupts
 
 

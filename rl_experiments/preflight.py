@@ -16,16 +16,11 @@ from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.store import is_remote
 from rl_experiments.config.environment import build_environment
 from rl_experiments.config.experiment import Experiment, generation_steps
-from rl_experiments.config.schema import (
-    CONF_DIR,
-    Config,
-    Credit,
-    EndpointConfig,
-    VllmMode,
-)
+from rl_experiments.config.schema import Config, Credit, EndpointConfig, VllmMode
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.evaluation.policies import is_api_model, resolve_policies
 from rl_experiments.inference.api_client import LOCAL
+from rl_experiments.paths import CONF_DIR
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
 _NOT_SAMPLED = ("top_k", "top_p", "min_p", "repetition_penalty", "generation_kwargs", "use_vllm")

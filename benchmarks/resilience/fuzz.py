@@ -19,7 +19,8 @@ from hydra import compose, initialize_config_dir
 
 from environments import Environment
 from rl_experiments.config.environment import build_environment
-from rl_experiments.config.schema import CONF_DIR, register
+from rl_experiments.config.schema import register
+from rl_experiments.paths import CONF_DIR
 
 MAX_CPU_SECONDS = 0.05  # of a step
 MAX_REPLY_CHARACTERS = 20_000  # as many as 4,096 tokens have

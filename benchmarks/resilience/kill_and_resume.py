@@ -12,7 +12,7 @@ import sys
 import time
 
 from benchmarks import _results as results
-from rl_experiments.checkpoints import local as checkpoint
+from rl_experiments.paths import MANIFEST_FILE
 
 KILLED_AFTER = 3  # steps; each step is a generation and writes a checkpoint
 STEPS = 6
@@ -34,7 +34,7 @@ def main() -> None:
     run = results.run_folder(name)
     process = results.start(name, settings)
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (run / "checkpoints" / f"checkpoint-{KILLED_AFTER}" / checkpoint.MANIFEST).exists():
+    while not (run / "checkpoints" / f"checkpoint-{KILLED_AFTER}" / MANIFEST_FILE).exists():
         if process.poll() is not None or time.monotonic() > deadline:
             results.kill(process)
             sys.exit(f"{results.read_output(name)[-4000:]}\nno checkpoint of step {KILLED_AFTER}")

@@ -16,19 +16,19 @@ from rl_experiments.checkpoints.store import CheckpointStore, newest
 from rl_experiments.checkpoints.uploader import Uploader, push_run
 from rl_experiments.config.schema import CheckpointConfig, Config
 from rl_experiments.errors import UserError
+from rl_experiments.paths import CHECKPOINTS_FOLDER, HASHES_FILE, RUNS, WRITER_LOCK_FILE
 
 Say = Callable[[str], None]
 
 _INHERITED = 65.0  # seconds: by then the lease of an attempt that died is over
 _CUT_SHORT = 10.0  # seconds for uploads where a run ends before its time
-_HASHES = "hashes.json"  # in a run's folder: of the checkpoints that it made itself
 
 
 class Checkpointer:
     """The checkpoints of one job's folder."""
 
     def __init__(self, job: Path, settings: CheckpointConfig, say: Say) -> None:
-        self.folder = job / "checkpoints"
+        self.folder = job / CHECKPOINTS_FOLDER
         self.job = job
         self.settings = settings
         self.keep = keep_rules(settings)
@@ -52,7 +52,7 @@ class Checkpointer:
         self._uploader = Uploader(
             store,
             keep=self.keep,
-            hashes=self.job / _HASHES,
+            hashes=self.job / HASHES_FILE,
             say=self._say,
             guard=self._lease.confirm,
         )
@@ -62,7 +62,7 @@ class Checkpointer:
         found = newest(
             self._store,
             self.folder,
-            hashes=self.job / _HASHES,
+            hashes=self.job / HASHES_FILE,
             say=self._say,
             trusted=self.settings.trust_store,
         )
@@ -124,7 +124,7 @@ def saving(job: Path, config: Config, say: Say) -> Iterator[Checkpointer]:
 @contextmanager
 def alone(job: Path) -> Iterator[None]:
     """Refuse a second process that writes the folder; the system ends the lock with the process."""
-    with (job / ".lock").open("a") as file:
+    with (job / WRITER_LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -158,7 +158,7 @@ def push(job: Path, settings: CheckpointConfig, say: Say) -> list[int]:
         lease = Lease(store.objects, say=say)
         lease.acquire()
         try:
-            return push_run(store, job / "checkpoints", say=say, guard=lease.confirm)
+            return push_run(store, job / CHECKPOINTS_FOLDER, say=say, guard=lease.confirm)
         finally:
             lease.release()
 
@@ -166,5 +166,5 @@ def push(job: Path, settings: CheckpointConfig, say: Say) -> list[int]:
 def push_command(job: Path) -> str:
     run = job.parent
     with suppress(ValueError):
-        run = run.relative_to(Path("runs").absolute())
+        run = run.relative_to(RUNS.absolute())
     return f"python -m rl_experiments push {shlex.quote(str(run))}"

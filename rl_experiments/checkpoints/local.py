@@ -13,9 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rl_experiments.errors import UserError
-from rl_experiments.storage.files import digest, write_atomically
-
-MANIFEST = "manifest.json"
+from rl_experiments.paths import (
+    ADAPTER_CONFIG_FILE,
+    CHECKPOINTS_FOLDER,
+    MANIFEST_FILE,
+    MODEL_CONFIG_FILE,
+    checkpoint_name,
+)
+from rl_experiments.storage.files import sha256_of, write_atomically
 
 Metrics = Mapping[str, float]
 
@@ -48,7 +53,7 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path) -> Manifest:
-        return cls.parse((folder / MANIFEST).read_bytes())
+        return cls.parse((folder / MANIFEST_FILE).read_bytes())
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -80,13 +85,13 @@ class RetentionPolicy:
 
 def seal(folder: str | Path, *, step: int, metrics: Metrics | None = None) -> Path:
     """Make `checkpoint-{step}` count."""
-    checkpoint = Path(folder) / f"checkpoint-{step}"
+    checkpoint = Path(folder) / checkpoint_name(step)
     files = {
-        path.relative_to(checkpoint).as_posix(): (path.stat().st_size, digest(path))
+        path.relative_to(checkpoint).as_posix(): (path.stat().st_size, sha256_of(path))
         for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name != MANIFEST_FILE
     }
-    write_atomically(checkpoint / MANIFEST, Manifest(step, files, dict(metrics or {})).text())
+    write_atomically(checkpoint / MANIFEST_FILE, Manifest(step, files, dict(metrics or {})).text())
     return checkpoint
 
 
@@ -108,7 +113,7 @@ def failure(folder: str | Path, *, step: int, error: Exception) -> Exception:
 
     torch and safetensors hide what the system said, so it is asked once more.
     """
-    checkpoint = Path(folder) / f"checkpoint-{step}"
+    checkpoint = Path(folder) / checkpoint_name(step)
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     try:
         with max(files, key=lambda path: path.stat().st_mtime_ns).open("ab") as file:
@@ -126,7 +131,7 @@ def is_whole(checkpoint: Path) -> bool:
     try:
         files = Manifest.of(checkpoint).files
         return all(
-            (checkpoint / name).stat().st_size == size and digest(checkpoint / name) == sha
+            (checkpoint / name).stat().st_size == size and sha256_of(checkpoint / name) == sha
             for name, (size, sha) in files.items()
         )
     except (OSError, CorruptCheckpoint):
@@ -143,13 +148,13 @@ def find(path: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"checkpoint={path}: no such folder")
-    for holder in (folder, folder / "checkpoints", folder / "0" / "checkpoints"):
+    for holder in (folder, folder / CHECKPOINTS_FOLDER, folder / "0" / CHECKPOINTS_FOLDER):
         newest = latest(holder)
         if newest:
             return newest
-    if (folder / MANIFEST).exists() and not is_whole(folder):
+    if (folder / MANIFEST_FILE).exists() and not is_whole(folder):
         raise UserError(f"checkpoint={path}: torn or changed since it was written; take another")
-    if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+    if not any((folder / name).exists() for name in (MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE)):
         raise UserError(f"checkpoint={path}: holds no checkpoint")
     return folder
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.local import (
-    MANIFEST,
     CorruptCheckpoint,
     Manifest,
     Metrics,
     RetentionPolicy,
 )
 from rl_experiments.errors import UserError
-from rl_experiments.storage.files import digest, write_atomically
+from rl_experiments.paths import MANIFEST_FILE, checkpoint_name
+from rl_experiments.storage.files import sha256_of, write_atomically
 from rl_experiments.storage.objects import ObjectInfo, ObjectStore, Sameness
 
 # What can be read without running code that it holds; all else torch may unpickle.
@@ -83,18 +83,18 @@ class CheckpointStore:
         if local.left_out:
             return  # it came from here
         at, same, there = _folder(local.step), Sameness(), self.objects.list()
-        present = f"{at}/{MANIFEST}" in there
+        present = f"{at}/{MANIFEST_FILE}" in there
         stale = [name for name in local.files if not same(folder / name, there.get(f"{at}/{name}"))]
         if present and not stale and self._has(local):
             return
         guard()
         if present:
-            self.objects.remove(f"{at}/{MANIFEST}")  # it would describe a mixture
+            self.objects.remove(f"{at}/{MANIFEST_FILE}")  # it would describe a mixture
         for name in stale:
             self._put(folder / name, f"{at}/{name}", there, same)
         _compare(local, self.objects.list(at))
         guard()
-        self.objects.write(f"{at}/{MANIFEST}", local.text())
+        self.objects.write(f"{at}/{MANIFEST_FILE}", local.text())
         self._manifests[local.step] = local
 
     def fetch(self, step: int, into: Path, *, known: Known, trusted: bool = False) -> Fetched:
@@ -115,13 +115,13 @@ class CheckpointStore:
             if trusted or Path(name).suffix in _HARMLESS
         }
         left_out = sorted(manifest.files.keys() - files.keys())
-        target, building = into / f"checkpoint-{step}", into / f".checkpoint-{step}.fetched"
+        target, building = into / checkpoint_name(step), into / f".checkpoint-{step}.fetched"
         shutil.rmtree(building, ignore_errors=True)
         try:
             for name, (size, sha) in files.items():
                 self._get(f"{_folder(step)}/{name}", building / name, size, sha)
             local = Manifest(step, files, manifest.metrics, left_out)
-            write_atomically(building / MANIFEST, local.text())
+            write_atomically(building / MANIFEST_FILE, local.text())
             shutil.rmtree(target, ignore_errors=True)
             building.rename(target)
         finally:
@@ -139,7 +139,7 @@ class CheckpointStore:
         kept = keep.of(whole, self._metrics(whole) if keep.best else {})
         dropped = sorted(step for step in begun - kept if step < newest)
         for step in dropped:
-            manifest = f"{_folder(step)}/{MANIFEST}"
+            manifest = f"{_folder(step)}/{MANIFEST_FILE}"
             keys = [key for key in there if key.startswith(f"{_folder(step)}/")]
             # The manifest first: half a checkpoint must not look like one.
             for key in sorted(keys, key=lambda key: key != manifest):
@@ -153,7 +153,7 @@ class CheckpointStore:
         """Raises `CorruptCheckpoint`, and `UserError`."""
         try:
             with self.objects.told():
-                text = self.objects.read(f"{_folder(step)}/{MANIFEST}")
+                text = self.objects.read(f"{_folder(step)}/{MANIFEST_FILE}")
         except UserError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise CorruptCheckpoint("it has no manifest") from None
@@ -189,7 +189,7 @@ class CheckpointStore:
                 if isinstance(error.__cause__, FileNotFoundError):
                     raise CorruptCheckpoint(f"{key} is missing") from None
                 raise
-            if path.stat().st_size == size and digest(path) == sha:
+            if path.stat().st_size == size and sha256_of(path) == sha:
                 return
         raise CorruptCheckpoint(f"{key} is not what was written")
 
@@ -257,7 +257,7 @@ def fetched(url: str, cache: Path) -> Path:
     reason = "holds no checkpoint"
     for step in reversed(steps):
         try:
-            here, there = into / f"checkpoint-{step}", store.manifest(step)
+            here, there = into / checkpoint_name(step), store.manifest(step)
             if checkpoint.is_whole(here) and Manifest.of(here).files.items() <= there.files.items():
                 return here
             copy = store.fetch(step, into, known={})
@@ -288,7 +288,7 @@ def _folder(step: int) -> str:
 
 
 def _steps(there: Iterable[str]) -> list[int]:
-    found = (re.fullmatch(rf"(\d{{6,}})/{MANIFEST}", key) for key in there)
+    found = (re.fullmatch(rf"(\d{{6,}})/{MANIFEST_FILE}", key) for key in there)
     return sorted(int(match[1]) for match in found if match)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.lease import LeaseLost
 from rl_experiments.checkpoints.local import (
-    MANIFEST,
     CorruptCheckpoint,
     Manifest,
     Metrics,
@@ -18,6 +17,7 @@ from rl_experiments.checkpoints.local import (
 )
 from rl_experiments.checkpoints.store import CheckpointStore, remember
 from rl_experiments.errors import UserError
+from rl_experiments.paths import MANIFEST_FILE
 from rl_experiments.storage.objects import backoff, reason
 
 _QUIET = 600.0  # seconds after a warning: a store that comes and goes is told of once
@@ -91,7 +91,7 @@ class Uploader:
             except LeaseLost:
                 return  # it says so itself
             except Exception as error:
-                if not (folder / MANIFEST).exists():
+                if not (folder / MANIFEST_FILE).exists():
                     self._say(f"{folder} was deleted before it was uploaded")
                     self._done(step)
                     continue

@@ -16,10 +16,15 @@ from omegaconf import OmegaConf
 
 from rl_experiments.checkpoints.local import CorruptCheckpoint, Manifest, find
 from rl_experiments.checkpoints.store import fetched, is_remote
-from rl_experiments.config.paths import RUNS
-from rl_experiments.config.schema import CONFIG_FILE
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.export.card import HUB_NAME, card
+from rl_experiments.paths import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    MODEL_CONFIG_FILE,
+    RECORDS_FOLDER,
+    RUNS,
+)
 from rl_experiments.storage.objects import ObjectStore
 
 _PLACES = "FOLDER, s3://bucket/prefix or hub:OWNER/NAME"
@@ -35,7 +40,7 @@ def export(words: Sequence[str]) -> None:
     send, beside = _place(to)  # before the work, which takes long for a large model
     source = _find(named)
     try:
-        step, cfg = Manifest.of(source).step, OmegaConf.load(source / "run" / CONFIG_FILE)
+        step, cfg = Manifest.of(source).step, OmegaConf.load(source / RECORDS_FOLDER / CONFIG_FILE)
     except (OSError, CorruptCheckpoint):
         raise UserError(f"{named}: no whole checkpoint of a run; take another") from None
     with _told(to), tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as building:
@@ -92,7 +97,9 @@ def _on_s3(to: str) -> Send:
 
     def send(built: Path) -> str:
         # The config last: nothing can be loaded without it.
-        files = sorted(built.iterdir(), key=lambda path: (path.name == "config.json", path.name))
+        files = sorted(
+            built.iterdir(), key=lambda path: (path.name == MODEL_CONFIG_FILE, path.name)
+        )
         try:
             with objects.told():
                 for path in files:
@@ -158,7 +165,7 @@ def _save_model(named: str, source: Path, folder: Path, cfg: Any) -> str | None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    adapter, base = source / "adapter_config.json", None
+    adapter, base = source / ADAPTER_CONFIG_FILE, None
     if adapter.exists():
         base = str(json.loads(adapter.read_text())["base_model_name_or_path"])
         if Path(base).is_absolute() and not Path(base).is_dir():

@@ -23,6 +23,7 @@ from rl_experiments.evaluation.runner import Evaluation
 from rl_experiments.inference.api_client import api_key
 from rl_experiments.judge import rewarder as judge
 from rl_experiments.judge.rewarder import Judge
+from rl_experiments.paths import LEARNING_CURVE_FILE, VALIDATION_FOLDER
 from rl_experiments.preflight import check
 from rl_experiments.run.folder import Run, resume_command
 from rl_experiments.run.recorder import RunRecorder, live
@@ -116,7 +117,9 @@ def _train(
     evaluate_policy("before", "step 0", policy.model)
     trainer = build_trainer(experiment, run, policy, arguments, judge=judge)
     examples = config.evaluation.validation_examples
-    validation = Evaluation(run.folder / "validation", environment, examples, first=_VALIDATION)
+    validation = Evaluation(
+        run.folder / VALIDATION_FOLDER, environment, examples, first=_VALIDATION
+    )
 
     def validate(step: int) -> None:
         with trainer.phases("evaluation"):
@@ -142,7 +145,7 @@ def _train(
         raise UserError(f"{_stopped(run)} (asked to end: its time or its budget is spent)")
     evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))
     if distributed.is_first():
-        plot_learning_curve(run.metrics, evaluation, run.folder / "learning_curve.png")
+        plot_learning_curve(run.metrics, evaluation, run.folder / LEARNING_CURVE_FILE)
     return evaluation
 
 

@@ -21,16 +21,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, OmegaConf
 
 _PACKAGE = Path(__file__).parent.parent
-# A wheel carries conf/ inside the package; a checkout has it beside the package.
-CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is_dir())
-
 # The versions that a job is given on Modal: the very ones that are installed here.
 _LOCK = "requirements.lock"
 _DISTRIBUTION = "rl-experiments"
 # By environment: what asks for gigabytes that it has no use for here.
 _NO_DEPS = {"bfcl_single_turn": "bfcl-eval==2026.3.23"}
-
-CONFIG_FILE = "config.yaml"  # in a run's folder: what was composed
 
 
 class Dtype(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_experiments.storage.files import read_json_lines
+from rl_experiments.storage.files import atomic_path, read_json_lines
 
 if TYPE_CHECKING:
     from rl_experiments.evaluation.runner import Evaluation
@@ -45,7 +45,6 @@ def plot_learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) ->
         axis.set_ylabel(label)
     axes[0].set_ylim(0, 1)
     axes[1].legend(fontsize=8)
-    building = picture.with_name(f".{picture.name}")
-    figure.savefig(building, dpi=120, format="png")
+    with atomic_path(picture) as building:
+        figure.savefig(building, dpi=120, format="png")
     plt.close(figure)
-    building.replace(picture)

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from environments import Environment
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.store import is_remote
-from rl_experiments.config.schema import CONF_DIR, Config, ModelConfig
+from rl_experiments.config.schema import Config, ModelConfig
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.inference.api_client import api_key
+from rl_experiments.paths import CONF_DIR
 
 CONFIGURED_MODEL = "model"  # in `policies`: the model or checkpoint that the other settings name
 

@@ -17,6 +17,7 @@ from rl_experiments import distributed
 from rl_experiments.evaluation import tables
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.inference.api_client import ApiClient
+from rl_experiments.paths import SECONDS_FILE, policy_episodes_file, policy_replies_file
 from rl_experiments.rollout.api_episodes import play as play_api_episodes
 from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner, Trajectory, play_scripted
 from rl_experiments.storage.files import (
@@ -30,7 +31,6 @@ from rl_experiments.terminal.progress import Progress
 EpisodeWriter = Callable[[Trajectory], None]
 EpisodePlayer = Callable[[Sequence[EpisodeSpec], EpisodeWriter], None]
 _TRAINED = ("after", "before")  # the names that the train verb gives its policy
-_SECONDS = "seconds.jsonl"
 
 
 class Evaluation:
@@ -118,8 +118,7 @@ class Evaluation:
 
     def api_journal(self, name: str) -> Path:
         """Return the file in which this process keeps the answers of an API model."""
-        suffix = "" if distributed.is_first() else f"-{distributed.rank()}"
-        return self.folder / f"{_file_stem(name)}.replies{suffix}.jsonl"
+        return self.folder / policy_replies_file(_file_stem(name), distributed.rank())
 
     def save(self) -> None:
         """Write the results as JSON, beside the folder of episodes and with its name."""
@@ -151,9 +150,9 @@ class Evaluation:
     def _seconds_played(self) -> dict[str, float]:
         """Seconds each policy has played, summed over all attempts."""
         by_file: dict[str, float] = {}
-        for record in read_json_lines(self.folder / _SECONDS):
+        for record in read_json_lines(self.folder / SECONDS_FILE):
             by_file[record["file"]] = by_file.get(record["file"], 0.0) + record["seconds"]
-        files = {name: f"{_file_stem(name)}.jsonl" for name in self.results}
+        files = {name: policy_episodes_file(_file_stem(name)) for name in self.results}
         return {name: by_file[file] for name, file in files.items() if file in by_file}
 
     def _comparisons(self) -> list[tuple[str, str]]:
@@ -175,7 +174,7 @@ class Evaluation:
         Each process plays a share of them and appends whole lines to the one file. Episodes that
         failed in an earlier attempt are played again.
         """
-        file = self.folder / f"{_file_stem(name)}.jsonl"
+        file = self.folder / policy_episodes_file(_file_stem(name))
         wanted = set(self.specs)
 
         def counts(record: Mapping[str, Any]) -> bool:
@@ -223,7 +222,7 @@ class Evaluation:
                     # In a file of its own: times differ from run to run, the episodes do not.
                     seconds = round(time.monotonic() - started, 3)
                     record = {"file": file.name, "seconds": seconds}
-                    append_json_lines(self.folder / _SECONDS, [record])
+                    append_json_lines(self.folder / SECONDS_FILE, [record])
 
 
 def _file_stem(policy: str) -> str:

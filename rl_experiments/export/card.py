@@ -10,6 +10,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rl_experiments.paths import (
+    EVALUATION_FILE,
+    EVALUATION_FOLDER,
+    METRICS_FILE,
+    RECORDS_FOLDER,
+    RUN_FILE,
+    policy_episodes_file,
+)
 from rl_experiments.storage.files import read_json_lines
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -56,8 +64,8 @@ Last metrics: {metrics}. Code: {code}. Versions: {versions}.
 def card(source: Path, step: int, cfg: Any, *, base: str | None, name: str) -> str:
     config: Any = OmegaConf.to_container(cfg)  # interpolations kept: they may stand for secrets
     told = {key: _public(config[key]) for key in _TOLD if key in config}
-    env, run = told["env"], json.loads((source / "run/run.json").read_text())
-    lines = list(read_json_lines(source / "run/metrics.jsonl"))
+    env, run = told["env"], json.loads((source / RECORDS_FOLDER / RUN_FILE).read_text())
+    lines = list(read_json_lines(source / RECORDS_FOLDER / METRICS_FILE))
     last: Any = next((r for r in reversed(lines) if "reward" in r), {})
     git, versions = run["git"] or {}, {"python": run["python"], **run["packages"]}
     data = ", ".join(f"{key} `{env[key]}`" for key in _DATA if env.get(key) is not None)
@@ -101,14 +109,15 @@ def _begun(config: Mapping[str, Any], base: str | None) -> tuple[dict[str, Any],
 
 def _evaluation(job: Path, step: int) -> str:
     """The table of the run, whose `after` is of its last step."""
-    file = job / "evaluation.json"
+    file = job / EVALUATION_FILE
     if not file.exists():
         return "This checkpoint came without its run's evaluation."
     told, note = (
         json.loads(file.read_text()),
         ["This checkpoint has not been evaluated itself.", ""],
     )
-    played = [record["version"] for record in read_json_lines(job / "evaluation/after.jsonl")][:1]
+    episodes = job / EVALUATION_FOLDER / policy_episodes_file("after")
+    played = [record["version"] for record in read_json_lines(episodes)][:1]
     lines = {"before": "before (step 0)", "after": f"after ({', '.join(played)})"}
     if played == [f"step {step}"]:
         note, lines["after"] = [], "**after: this model**"

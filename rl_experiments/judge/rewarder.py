@@ -23,11 +23,16 @@ from rl_experiments.inference.api_client import ApiClient, BudgetSpent, api_key
 from rl_experiments.judge.prompt import build_prompt
 from rl_experiments.judge.rewards import apply_scores, score_metrics
 from rl_experiments.judge.scoring import GroupScores, ScoringStatus, score_group
+from rl_experiments.paths import (
+    JUDGE_ENABLED_FILE,
+    JUDGE_FOLDER,
+    judge_answers_file,
+    judge_spending_file,
+)
 from rl_experiments.rollout.episodes import Trajectory, Turn
 from rl_experiments.storage.files import read_json_lines, write_atomically
 
 SETTING = "judge"  # the config group, as messages name it
-_FOLDER = "judge"  # in the run folder
 _MIN_RECENT_GROUPS = 8  # over which the share of failures is taken
 _DRAIN_SECONDS = 10.0  # to wait at the end for replies that are already paid for
 _EQUAL_SCORE = 0.5  # of attempts that look the same
@@ -42,12 +47,12 @@ class Judge:
 
     def __init__(self, config: JudgeConfig, ruler: RulerConfig, *, rubric: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        journal = folder / f"answers-{distributed.rank()}.jsonl"
+        journal = folder / judge_answers_file(distributed.rank())
         self.config = _share_of_budget(config)
         self.ruler = ruler
         self.rubric = ruler.rubric or rubric
         self.client = ApiClient(self.config, model=config.model, setting=SETTING, journal=journal)
-        self._spend_file = folder / f"spent-{distributed.rank()}.json"
+        self._spend_file = folder / judge_spending_file(distributed.rank())
         self._count_earlier_spend(journal)
         self._unfinished: defaultdict[int, list[Trajectory]] = defaultdict(list)  # by seed
         self._pending: dict[int, Future[GroupScores]] = {}  # by seed
@@ -208,8 +213,8 @@ def open_judge(
     `say` is given lines for the user.
     """
     ruler, settings = config.reward.ruler, config.judge
-    judge_folder = folder / _FOLDER
-    reason = _reason_for_no_judge(config, judge_folder / "wanted.json")
+    judge_folder = folder / JUDGE_FOLDER
+    reason = _reason_for_no_judge(config, judge_folder / JUDGE_ENABLED_FILE)
     if reason:
         if ruler.enabled is None:
             say(f"Judge: none, the environment rewards ({reason})")

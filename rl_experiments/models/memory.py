@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from rl_experiments.config.schema import Config, VllmMode
 from rl_experiments.errors import UserError
+from rl_experiments.paths import MODEL_CONFIG_FILE
 
 _GIB = 1 << 30
 _RESERVE = 3.0  # GiB: CUDA contexts, graphs, fragments
@@ -46,7 +47,7 @@ class ModelDims:
     @classmethod
     def of(cls, path: str | Path) -> ModelDims:
         """From the `config.json` of a model's folder."""
-        found: dict[str, Any] = json.loads((Path(path) / "config.json").read_text())
+        found: dict[str, Any] = json.loads((Path(path) / MODEL_CONFIG_FILE).read_text())
         hidden, heads = found["hidden_size"], found["num_attention_heads"]
         head_dim = found.get("head_dim") or hidden // heads
         kv_heads = found.get("num_key_value_heads") or heads

@@ -45,6 +45,7 @@ from rl_experiments.inference.transformers_sampler import TransformersSampler
 from rl_experiments.inference.vllm_colocated import VllmEngine
 from rl_experiments.models.memory import MemoryPlan, ModelDims, fit
 from rl_experiments.models.tiny import best_device, cache_folder, scratch_model
+from rl_experiments.paths import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, VLLM_LOG_FILE
 from rl_experiments.rollout.episodes import RolloutRunner
 from rl_experiments.rollout.renderer import RendererCache
 
@@ -119,7 +120,7 @@ def load_policy(
         engine = VllmServer(
             config,
             base if trains else _whole_folder(path, config, tokenizer),
-            log=folder / "vllm.log",
+            log=folder / VLLM_LOG_FILE,
             gpus=_served_gpus(config) if trains else None,
             utilization=chosen.utilization,
             trains=trains,
@@ -133,7 +134,7 @@ def _model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
     """The model, or an adapter around its base: transformers alone would round it to the base's
     type, and training would begin another one.
     """
-    adapter = Path(path) / "adapter_config.json"
+    adapter = Path(path) / ADAPTER_CONFIG_FILE
     is_adapter = adapter.exists()
     model = AutoModelForCausalLM.from_pretrained(
         json.loads(adapter.read_text())["base_model_name_or_path"] if is_adapter else path,
@@ -154,7 +155,7 @@ def _model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
 
 def _check_adapter(path: str, lora: LoraConfig) -> None:
     """What is trained on is what the checkpoint has."""
-    found = json.loads((Path(path) / "adapter_config.json").read_text())
+    found = json.loads((Path(path) / ADAPTER_CONFIG_FILE).read_text())
     own = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
     its = {"r": found["r"], "alpha": found["lora_alpha"]}
     its["target_modules"] = sorted(found["target_modules"])
@@ -230,7 +231,7 @@ def _served_gpus(config: Config) -> list[int]:
 
 def _whole_folder(path: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
     """A folder of the whole model: an adapter is added to its base, for as long as we run."""
-    if not (Path(path) / "adapter_config.json").exists():
+    if not (Path(path) / ADAPTER_CONFIG_FILE).exists():
         return path
     made = tempfile.mkdtemp(prefix="rl_experiments-")
     atexit.register(shutil.rmtree, made, ignore_errors=True)
@@ -241,12 +242,12 @@ def _whole_folder(path: str, config: Config, tokenizer: PreTrainedTokenizerBase)
 
 def _base_folder(name: str) -> str:
     """The folder of the whole model that a name, or an adapter's folder, stands for."""
-    adapter = Path(name) / "adapter_config.json"
+    adapter = Path(name) / ADAPTER_CONFIG_FILE
     if adapter.exists():
         name = json.loads(adapter.read_text())["base_model_name_or_path"]
     if Path(name).is_dir():
         return name
-    return str(Path(cached_file(name, "config.json")).parent)
+    return str(Path(cached_file(name, MODEL_CONFIG_FILE)).parent)
 
 
 def _memory_gib(config: Config) -> float:
@@ -284,7 +285,7 @@ def lora_config(model: ModelConfig) -> Any:
 
 def _is_cached(name: str) -> bool:
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return isinstance(try_to_load_from_cache(name, MODEL_CONFIG_FILE), str)
     except HFValidationError:
         raise UserError(f"model.path={name}: neither a folder nor the name of a model") from None
 

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from environments import Environment, training_seed
 from rl_experiments.config.schema import ScratchConfig
 from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory, play_scripted, visible
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
+from rl_experiments.storage.files import atomic_path
 
 _EOS, _PAD = "<|im_end|>", "<|endoftext|>"
 # ChatML, as Qwen2.5 and Qwen3 write it for plain messages.
@@ -238,14 +237,11 @@ def random_model(
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Put both in the folder, which is there either whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        logging.disable_progress_bar()
-        model.save_pretrained(building)
-        tokenizer.save_pretrained(building)
-        building.rename(folder)
+        with atomic_path(folder) as building:
+            logging.disable_progress_bar()
+            model.save_pretrained(building)
+            tokenizer.save_pretrained(building)
     except OSError:
-        shutil.rmtree(building, ignore_errors=True)
         if not folder.exists():  # else another process was first, with the same content
             raise

@@ -18,8 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 from environments import evaluation_seed, training_seed
 from rl_experiments import distributed
 from rl_experiments.config.diff import changed_settings
-from rl_experiments.config.schema import CONFIG_FILE, CheckpointConfig, EndpointConfig
+from rl_experiments.config.schema import CheckpointConfig, EndpointConfig
 from rl_experiments.errors import UserError
+from rl_experiments.paths import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    EPISODES_FILE,
+    EVALUATION_FOLDER,
+    METRICS_FILE,
+    RUN_FILE,
+    RUNS,
+)
 from rl_experiments.rollout.episodes import Trajectory
 from rl_experiments.storage.files import append_json_lines, keep_json_lines, write_atomically
 
@@ -61,8 +70,8 @@ class Run:
             run._refuse_changes(cfg)
         # Interpolations are kept: what they stand for may be secret.
         write_atomically(run.config_file, OmegaConf.to_yaml(cfg))
-        if not (run.folder / "run.json").exists():
-            write_atomically(run.folder / "run.json", json.dumps(_record(cfg), indent=1))
+        if not (run.folder / RUN_FILE).exists():
+            write_atomically(run.folder / RUN_FILE, json.dumps(_record(cfg), indent=1))
         return run
 
     @property
@@ -71,19 +80,19 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS_FOLDER
 
     @property
     def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
+        return self.folder / METRICS_FILE
 
     @property
     def episodes(self) -> Path:
-        return self.folder / "episodes.jsonl"
+        return self.folder / EPISODES_FILE
 
     @property
     def evaluation(self) -> Path:
-        return self.folder / "evaluation"
+        return self.folder / EVALUATION_FOLDER
 
     def drop_records_after(self, step: int) -> None:
         """Forget what came after the checkpoint that training goes on from."""
@@ -149,5 +158,5 @@ def _version(package: str) -> str | None:
 def resume_command() -> str:
     """The command that goes on with the run of the present job."""
     sweep = Path(HydraConfig.get().sweep.dir)
-    is_named = sweep.parent == Path("runs").absolute() or "MODAL_TASK_ID" in os.environ
+    is_named = sweep.parent == RUNS.absolute() or "MODAL_TASK_ID" in os.environ
     return f"python -m rl_experiments resume {sweep.name if is_named else shlex.quote(str(sweep))}"

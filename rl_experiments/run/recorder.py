@@ -18,13 +18,18 @@ from rl_experiments import distributed
 from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.checkpointer import Checkpointer, saving
 from rl_experiments.config.schema import Config
+from rl_experiments.paths import (
+    EVALUATION_FILE,
+    LOGGER_IDS_FILE,
+    RECORDS_FOLDER,
+    RUN_FILE,
+    checkpoint_name,
+)
 from rl_experiments.rollout.episodes import Trajectory
 from rl_experiments.run.folder import Run
 from rl_experiments.storage.files import read_json_lines
 from rl_experiments.terminal.progress import Progress
-from rl_experiments.tracking.loggers import IDS, Job, Loggers
-
-_RECORDS = "run"  # in a checkpoint: the run's files, so that it can go on from there alone
+from rl_experiments.tracking.loggers import Job, Loggers
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class RunRecorder(Run):
         """Make `checkpoints/checkpoint-{step}`, whose files are written, count from now on."""
         if not distributed.is_first():
             return
-        records = self.checkpoints / f"checkpoint-{step}" / _RECORDS
+        records = self.checkpoints / checkpoint_name(step) / RECORDS_FOLDER
         records.mkdir(parents=True, exist_ok=True)
         for name in self._files():
             if (self.folder / name).exists():
@@ -70,7 +75,7 @@ class RunRecorder(Run):
         if distributed.is_first():
             self._begin()
             steps = [record["step"] for record in read_json_lines(self.metrics)]
-            file = self.evaluation.with_suffix(".json")
+            file = self.folder / EVALUATION_FILE
             evaluation = json.loads(file.read_text()) if file.exists() else {"policies": []}
             pictures = sorted(self.folder.glob("*.png"))
             self.loggers.results(max(steps, default=0), evaluation, pictures)
@@ -78,14 +83,14 @@ class RunRecorder(Run):
     def _rewind(self) -> Path | None:
         found = self.saving.newest()
         if found and not self.metrics.exists():  # fetched, onto a machine that never ran this
-            for name in (self.metrics.name, IDS):
-                if (found / _RECORDS / name).exists():
-                    shutil.copyfile(found / _RECORDS / name, self.folder / name)
+            for name in (self.metrics.name, LOGGER_IDS_FILE):
+                if (found / RECORDS_FOLDER / name).exists():
+                    shutil.copyfile(found / RECORDS_FOLDER / name, self.folder / name)
         self.drop_records_after(checkpoint.step_of(found) if found else 0)
         return found
 
     def _files(self) -> tuple[str, ...]:
-        return self.config_file.name, "run.json", self.metrics.name, IDS
+        return self.config_file.name, RUN_FILE, self.metrics.name, LOGGER_IDS_FILE
 
     def _begin(self) -> None:
         if distributed.is_first():

@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 from rl_experiments.errors import UserError, is_storage_error, storage_error
-from rl_experiments.storage.files import digest, write_atomically
+from rl_experiments.storage.files import sha256_of, write_atomically
 
 _PART = 16 << 20  # bytes of one part of a large file
 _PARTS = 4  # in memory at once
@@ -173,7 +173,7 @@ class Sameness:
         if info is None or info["size"] != path.stat().st_size:
             return False
         if "ETag" not in info:
-            return digest(Path(info["name"])) == digest(path)
+            return sha256_of(Path(info["name"])) == sha256_of(path)
         if path not in self._etags:
             self._etags[path] = _etag(path)
         return bool(info["ETag"].strip('"') == self._etags[path])
@@ -257,7 +257,7 @@ def _etag(path: Path) -> str:
     Under some kinds of encryption it is something else; then the file is merely sent again.
     """
     if path.stat().st_size < 2 * _PART:
-        return digest(path, "md5")
+        return hashlib.md5(path.read_bytes()).hexdigest()
     with path.open("rb") as file:
         parts = [hashlib.md5(part).digest() for part in iter(lambda: file.read(_PART), b"")]
     return f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"

@@ -25,13 +25,13 @@ from omegaconf import OmegaConf
 
 from rl_experiments.config.schema import LoggerConfig
 from rl_experiments.errors import UserError, did_you_mean, one_line
+from rl_experiments.paths import LOGGER_IDS_FILE, TENSORBOARD_FOLDER, TRACKIO_FOLDER, WANDB_FOLDER
 from rl_experiments.storage.files import write_atomically
 
 Record = dict[str, Any]
 
 _TABLES = 100  # of episodes that a run sends at most: each is a file of its own
 _SECONDS = {"probe": 5, "init": 20, "finish": 30}  # to wait for W&B's server at most
-IDS = "loggers.json"  # in a run's folder: under what ids the services know it
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class _Wandb:
         except TimeoutError:
             self._job.say(f"W&B: not all was sent; send it with: {command} --include-online")
             return
-        for before in (self._job.folder / "wandb").glob(f"offline-run-*-{self._run.id}"):
+        for before in (self._job.folder / WANDB_FOLDER).glob(f"offline-run-*-{self._run.id}"):
             if before != here:  # of a killed attempt; this one holds all that it held
                 shutil.rmtree(before, ignore_errors=True)
         if self._run.offline and here.exists():
@@ -250,7 +250,7 @@ class _Trackio:
 
     def __init__(self, job: Job) -> None:
         if "MODAL_TASK_ID" in os.environ:  # its own place would go with the container
-            os.environ.setdefault("TRACKIO_DIR", str(job.folder / "trackio"))
+            os.environ.setdefault("TRACKIO_DIR", str(job.folder / TRACKIO_FOLDER))
         self._trackio = trackio = import_module("trackio")
         before, project = _ids(job).get("trackio"), job.settings.project
         with suppress(ValueError), _silence():  # no such project yet
@@ -286,7 +286,7 @@ class _TensorBoard:
     def __init__(self, job: Job) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = job.folder / "tensorboard"
+        folder = job.folder / TENSORBOARD_FOLDER
         shutil.rmtree(folder, ignore_errors=True)
         writer: Any = SummaryWriter  # untyped
         self._writer = writer(str(folder))
@@ -380,13 +380,13 @@ def _without_step(record: Record) -> Record:
 
 
 def _ids(job: Job) -> dict[str, str]:
-    file = job.folder / IDS
+    file = job.folder / LOGGER_IDS_FILE
     found: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
     return found
 
 
 def _keep_id(job: Job, name: str, value: str) -> None:
-    write_atomically(job.folder / IDS, json.dumps({**_ids(job), name: value}, indent=1))
+    write_atomically(job.folder / LOGGER_IDS_FILE, json.dumps({**_ids(job), name: value}, indent=1))
 
 
 @contextmanager

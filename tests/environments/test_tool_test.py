@@ -22,7 +22,8 @@ from environments import End, Step, evaluation_seed, training_seed
 from environments.tool_test import ToolTest, rewards
 from environments.tool_test.replies import Call, as_reply, parse
 from environments.tool_test.tools import CATALOGUE, is_typed
-from rl_experiments.config.schema import CONF_DIR, register
+from rl_experiments.config.schema import register
+from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from tests.support.paths import CHECKOUT
 

@@ -21,7 +21,8 @@ from environments import End, Step, evaluation_seed, training_seed
 from environments.wordle import Wordle
 from environments.wordle.data import word_list
 from environments.wordle.game import consistent, feedback
-from rl_experiments.config.schema import CONF_DIR, register
+from rl_experiments.config.schema import register
+from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from tests.support.paths import CHECKOUT
 

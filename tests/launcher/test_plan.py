@@ -26,7 +26,7 @@ from hydra_modal_jobs.secrets import Secrets
 
 from rl_experiments.commands.train import train
 from rl_experiments.config import schema
-from rl_experiments.config.schema import CONF_DIR
+from rl_experiments.paths import CONF_DIR
 from tests.fakes.control_plane import ControlPlane
 from tests.support.paths import CHECKOUT
 from tests.support.program import Program

@@ -13,12 +13,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rl_experiments.commands.job import task
-from rl_experiments.config.schema import CONF_DIR, Config, register
+from rl_experiments.config.schema import Config, register
 from rl_experiments.config.schema import LoraConfig as LoraSettings
 from rl_experiments.errors import UserError
 from rl_experiments.inference.vllm_colocated import merged_weights
 from rl_experiments.models.memory import ModelDims, fit, token_bytes
 from rl_experiments.models.policy import without_effect
+from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from tests.support.program import SMALL, Program
 

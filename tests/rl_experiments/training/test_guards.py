@@ -17,11 +17,12 @@ from environments import Step
 from environments.game2048 import Game2048
 from rl_experiments.checkpoints.checkpointer import Checkpointer
 from rl_experiments.config.experiment import Experiment
-from rl_experiments.config.schema import CONF_DIR, register
+from rl_experiments.config.schema import register
 from rl_experiments.errors import UserError
 from rl_experiments.inference.sampler import Engine, Sampler
 from rl_experiments.inference.transformers_sampler import TransformersSampler
 from rl_experiments.models.policy import load_policy
+from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from rl_experiments.run.recorder import RunRecorder
 from rl_experiments.tracking.loggers import Job, Loggers

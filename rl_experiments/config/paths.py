@@ -1,7 +1,0 @@
-"""Where runs lie."""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-RUNS = Path("runs")
