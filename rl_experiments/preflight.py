@@ -19,7 +19,7 @@ from rl_experiments.config.experiment import Experiment, generation_steps
 from rl_experiments.config.schema import Config, Credit, EndpointConfig, VllmMode
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.evaluation.policies import is_api_model, resolve_policies
-from rl_experiments.inference.api_client import LOCAL
+from rl_experiments.inference.api_client import LOCAL_HOSTS
 from rl_experiments.paths import CONF_DIR
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
@@ -117,7 +117,7 @@ def _check_ruler(config: Config) -> None:
 def _check_reachable(config: Config) -> None:
     """A job on Modal sees the folders of its volumes, not those of this machine."""
     judge = config.judge.base_url
-    if config.reward.ruler.enabled and judge and urlsplit(judge).hostname in LOCAL:
+    if config.reward.ruler.enabled and judge and urlsplit(judge).hostname in LOCAL_HOSTS:
         raise UserError(
             f"judge.base_url={judge}: is on this machine, which gpu={config.gpu.type.lower()} "
             "cannot see"

@@ -28,7 +28,8 @@ from environments import Environment
 from rl_experiments.audit.play import by_script, play
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError
-from rl_experiments.inference.api_client import ApiClient, BudgetSpent
+from rl_experiments.inference.api_budget import BudgetSpent
+from rl_experiments.inference.api_client import ApiClient
 from rl_experiments.judge.prompt import GroupPrompt, build_prompt
 from rl_experiments.judge.scoring import GroupScores, ScoringStatus, score_group
 from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory

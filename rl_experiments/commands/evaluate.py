@@ -13,7 +13,8 @@ from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.evaluation.runner import Evaluation
-from rl_experiments.inference.api_client import ApiClient, Spend
+from rl_experiments.inference.api_budget import Spend
+from rl_experiments.inference.api_client import ApiClient
 from rl_experiments.preflight import check
 from rl_experiments.run.folder import Run, resume_command
 from rl_experiments.terminal import interrupts
@@ -108,7 +109,7 @@ def _play_endpoint(
             progress=progress,
         )
     finally:
-        progress.print(f"{model.name}: {_told(endpoint.meter)}")
+        progress.print(f"{model.name}: {_told(endpoint.spend)}")
 
 
 def _told(meter: Spend) -> str:

@@ -19,7 +19,8 @@ from environments import End
 from rl_experiments import distributed
 from rl_experiments.config.schema import Config, Credit, JudgeConfig, OnBudget, RulerConfig
 from rl_experiments.errors import UserError
-from rl_experiments.inference.api_client import ApiClient, BudgetSpent, api_key
+from rl_experiments.inference.api_budget import BudgetSpent
+from rl_experiments.inference.api_client import ApiClient, api_key
 from rl_experiments.judge.prompt import build_prompt
 from rl_experiments.judge.rewards import apply_scores, score_metrics
 from rl_experiments.judge.scoring import GroupScores, ScoringStatus, score_group
@@ -60,7 +61,6 @@ class Judge:
         self._recent_failures: deque[bool] = deque()  # a group each, the latest last
         self._loop = asyncio.new_event_loop()
         self._concurrency = asyncio.Semaphore(config.concurrency)
-        self._is_closing = False
         threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
 
     def check_connection(self) -> None:
@@ -144,8 +144,6 @@ class Judge:
             return equal
         try:
             async with self._concurrency:
-                if self._is_closing:
-                    raise asyncio.CancelledError
                 return await score_group(self.client, prompt, self.config, key=key)
         except BudgetSpent as error:
             if self.ruler.on_budget is OnBudget.stop:
@@ -156,13 +154,11 @@ class Judge:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _close(self) -> None:
-        self._is_closing = True
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        if others:
-            _, late = await asyncio.wait(others, timeout=_DRAIN_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await self.client.drain(_DRAIN_SECONDS)
+        waiting = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await self.client.close()
 
     def _refuse_too_many_failures(self, asked: Sequence[GroupScores]) -> None:
@@ -187,7 +183,7 @@ class Judge:
         The file of the spend may be older than the journal, and lost replies are in no journal, so
         the larger of both counts.
         """
-        spend = self.client.meter
+        spend = self.client.spend
         for record in read_json_lines(journal):
             reply = record["answer"]
             spend.requests += 1
@@ -199,7 +195,7 @@ class Judge:
                 setattr(spend, name, max(value, getattr(spend, name)))
 
     def _spend(self) -> dict[str, float]:
-        spend = self.client.meter
+        spend = self.client.spend
         names = ("requests", "prompt_tokens", "completion_tokens", "usd")
         return {name: getattr(spend, name) for name in names}
 

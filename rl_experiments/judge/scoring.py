@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rl_experiments.config.schema import JudgeConfig
-from rl_experiments.inference.api_client import ApiClient, ApiReply, EndpointError
+from rl_experiments.inference.api_client import ApiClient
+from rl_experiments.inference.api_errors import ApiError
+from rl_experiments.inference.api_reply import ApiReply
 from rl_experiments.judge.parsing import UnreadableAnswer, response_format
 from rl_experiments.judge.prompt import GroupPrompt
 
@@ -66,7 +68,7 @@ async def score_group(
                     messages = prompt.correction(reply.content, reason)
                 else:
                     return GroupScores(status=ScoringStatus.SCORED, scores=scores, replies=replies)
-    except EndpointError as error:
+    except ApiError as error:
         reason = str(error)
     except TimeoutError:
         reason = f"no scores within {client.setting}.deadline={config.deadline:g} s"

@@ -1,0 +1,1 @@
+"""Episodes: an environment played by a policy, turn by turn, and the record of it."""

@@ -1,4 +1,4 @@
-"""Episodes played as messages, by a model behind an endpoint; tools are called by its API."""
+"""Episodes played as chat messages by a model behind an API; tools are called by its own means."""
 
 from __future__ import annotations
 
@@ -10,183 +10,196 @@ from typing import Any
 
 from environments import Environment
 from rl_experiments.errors import UserError
-from rl_experiments.inference.api_client import ApiClient, ApiReply, EndpointError, ToolCall
+from rl_experiments.inference.api_client import ApiClient
+from rl_experiments.inference.api_errors import ApiError
+from rl_experiments.inference.api_reply import ApiReply, ToolCall
 from rl_experiments.rollout.episodes import Episode, EpisodeSpec, Trajectory
 
-_GIVE_UP = 20  # requests in a row that fail for good: the service itself is at fault
-_GRACE = 10.0  # seconds for the answers under way once we are told to stop: they are paid for
+_MAX_FAILURES_IN_A_ROW = 20  # requests that failed for good: the service itself is at fault
+_DRAIN_SECONDS = 10.0  # for the replies under way when the evaluation is stopped
+_MAX_TOOL_NAME_LENGTH = 64  # characters that the API takes
 
 
 def play(
     environment: Environment,
-    endpoint: ApiClient,
-    tasks: Sequence[EpisodeSpec],
+    client: ApiClient,
+    specs: Sequence[EpisodeSpec],
     *,
     max_tokens: int,
     temperature: float,
     on_end: Callable[[Trajectory], None],
 ) -> None:
-    """Play all tasks, `concurrency` episodes at once; each is handed over as it ends."""
-    games = _Games(environment, endpoint, max_tokens=max_tokens, temperature=temperature)
+    """Play all episodes, `client.config.concurrency` at once; `on_end` gets each as it ends.
+
+    Raises a `UserError` where no request can succeed. When the evaluation is stopped, the replies
+    under way are waited for a moment, so that the client's journal has them.
+    """
+    player = _ApiPlayer(environment, client, max_tokens=max_tokens, temperature=temperature)
     with asyncio.Runner() as runner:
         try:
-            runner.run(games.play(tasks, on_end))
+            runner.run(player.play(specs, on_end))
         except BaseException:
-            runner.run(games.settle())
+            runner.run(player.stop())
             raise
         finally:
-            runner.run(endpoint.close())
+            runner.run(client.close())
 
 
-class _Games:
+class _ApiPlayer:
+    """Several episodes in play at once, each a conversation with the model."""
+
     def __init__(
-        self, environment: Environment, endpoint: ApiClient, *, max_tokens: int, temperature: float
+        self, environment: Environment, client: ApiClient, *, max_tokens: int, temperature: float
     ) -> None:
         self.environment = environment
-        self.endpoint = endpoint
+        self.client = client
         self.max_tokens = max_tokens
         self.temperature = temperature
-        self._failed_in_a_row = 0
+        self._failures_in_a_row = 0
         self._workers: list[asyncio.Task[None]] = []
-        self._asking: set[asyncio.Task[ApiReply]] = set()
 
     async def play(
-        self, tasks: Sequence[EpisodeSpec], on_end: Callable[[Trajectory], None]
+        self, specs: Sequence[EpisodeSpec], on_end: Callable[[Trajectory], None]
     ) -> None:
-        waiting = list(tasks)[::-1]
+        waiting = list(specs)[::-1]
 
         async def work() -> None:
             while waiting:
                 on_end(await self._episode(waiting.pop()))
 
-        count = min(self.endpoint.config.concurrency, len(tasks))
+        count = min(self.client.config.concurrency, len(specs))
         self._workers = [asyncio.create_task(work()) for _ in range(count)]
         await asyncio.gather(*self._workers)
 
-    async def settle(self) -> None:
-        """Begin nothing more; wait a moment for the answers under way, which the journal keeps."""
+    async def stop(self) -> None:
+        """Play no further turn, and wait a moment for the replies under way."""
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        if self._asking:
-            await asyncio.wait(self._asking, timeout=_GRACE)
+        await self.client.drain(_DRAIN_SECONDS)
 
-    async def _episode(self, task: EpisodeSpec) -> Trajectory:
-        episode = Episode(self.environment, task)
+    async def _episode(self, spec: EpisodeSpec) -> Trajectory:
+        episode = Episode(self.environment, spec)
         usage = episode.trajectory.usage
-        answers: list[ApiReply] = []
+        replies: list[ApiReply] = []
         while not episode.over:
             try:
-                answer = await self._turn(episode, task, answers)
-            except EndpointError as error:
+                reply = await self._ask(episode, spec, replies)
+            except ApiError as error:
                 episode.fail(error)
-                self._failed_in_a_row += 1
-                if self._failed_in_a_row >= _GIVE_UP:
+                self._failures_in_a_row += 1
+                if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
                     raise UserError(
-                        f"{self.endpoint.setting}.base_url={self.endpoint.config.base_url}: the "
-                        f"last {_GIVE_UP} requests failed: {error}"
+                        f"{self.client.setting}.base_url={self.client.config.base_url}: the "
+                        f"last {_MAX_FAILURES_IN_A_ROW} requests failed: {error}"
                     ) from None
                 break
-            self._failed_in_a_row = 0
-            answers.append(answer)
-            usage.add(answer.prompt_tokens, answer.completion_tokens, answer.usd)
-            text = as_text(answer)
+            self._failures_in_a_row = 0
+            replies.append(reply)
+            usage.add(reply.prompt_tokens, reply.completion_tokens, reply.usd)
+            text = as_text(reply)
             if self.environment.is_slow:
                 await asyncio.to_thread(episode.reply, text)
             else:
                 episode.reply(text)
         return episode.trajectory
 
-    async def _turn(
-        self, episode: Episode, task: EpisodeSpec, answers: Sequence[ApiReply]
+    async def _ask(
+        self, episode: Episode, spec: EpisodeSpec, replies: Sequence[ApiReply]
     ) -> ApiReply:
-        names = _safe_names(episode.trajectory.tools)
-        asking = asyncio.create_task(
-            self.endpoint.ask(
-                messages(episode, answers),
-                key=f"{task.seed}/{task.member}/{len(answers)}",
+        """Return the model's reply to the episode's present turn, with the tools' own names."""
+        api_names = _api_tool_names(episode.trajectory.tools)
+        request = asyncio.create_task(
+            self.client.ask(
+                messages(episode, replies),
+                key=f"{spec.seed}/{spec.member}/{len(replies)}",
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
-                tools=_renamed(episode.trajectory.tools, names),
+                tools=_with_names(episode.trajectory.tools, api_names),
             )
         )
-        self._asking.add(asking)
-        asking.add_done_callback(self._asking.discard)
-        # Whoever is stopped stops waiting; the answer may still come to the journal.
-        answer = await asyncio.shield(asking)
-        own = {safe: name for name, safe in names.items()}
+        # A worker that is cancelled stops waiting, but the reply may still reach the journal.
+        reply = await asyncio.shield(request)
+        own_names = {api_name: name for name, api_name in api_names.items()}
         calls = tuple(
-            ToolCall(call.id, own.get(call.name, call.name), call.arguments)
-            for call in answer.tool_calls
+            ToolCall(call.id, own_names.get(call.name, call.name), call.arguments)
+            for call in reply.tool_calls
         )
-        return ApiReply(**{**vars(answer), "tool_calls": calls})
+        return ApiReply(**{**vars(reply), "tool_calls": calls})
 
 
-def messages(episode: Episode, answers: Sequence[ApiReply]) -> list[dict[str, Any]]:
-    """What the policy sees, as the API takes it."""
-    trajectory, found = episode.trajectory, list[dict[str, Any]]()
+def messages(episode: Episode, replies: Sequence[ApiReply]) -> list[dict[str, Any]]:
+    """Return what the policy sees of the episode, as the API takes it.
+
+    `replies` are the model's replies so far, one to each turn before the present one.
+    """
+    trajectory, chat = episode.trajectory, list[dict[str, Any]]()
     if trajectory.system_prompt:
-        found.append({"role": "system", "content": trajectory.system_prompt})
-    names = _safe_names(trajectory.tools)
+        chat.append({"role": "system", "content": trajectory.system_prompt})
+    api_names = _api_tool_names(trajectory.tools)
     turns = trajectory.turns
-    shown = episode.environment.earlier_turns_shown
-    first = 0 if shown is None else max(0, len(turns) - 1 - shown)
-    called: ApiReply | None = None  # the answer before the turn, where it called tools
-    for turn, answer in zip(turns[first:], [*answers[first:], None], strict=True):
-        if called and turn.role == "tool":
-            found[-1] = _calling(called, names)
-            for number, call in enumerate(called.tool_calls):
-                # One observation answers them all; the API wants one for each.
+    earlier_shown = episode.environment.earlier_turns_shown
+    first = 0 if earlier_shown is None else max(0, len(turns) - 1 - earlier_shown)
+    calling: ApiReply | None = None  # the reply before the turn, if it called tools
+    for turn, reply in zip(turns[first:], [*replies[first:], None], strict=True):
+        if calling and turn.role == "tool":
+            chat[-1] = _message_with_calls(calling, api_names)
+            for number, call in enumerate(calling.tool_calls):
+                # One observation answers all calls; the API wants an answer to each.
                 content = turn.observation if number == 0 else "(see the first result)"
-                found.append({"role": "tool", "tool_call_id": call.id, "content": content})
+                chat.append({"role": "tool", "tool_call_id": call.id, "content": content})
         else:
-            found.append({"role": "user", "content": turn.observation})
-        if answer:
-            found.append({"role": "assistant", "content": as_text(answer)})
-        called = answer if answer and answer.tool_calls else None
-    return found
+            chat.append({"role": "user", "content": turn.observation})
+        if reply:
+            chat.append({"role": "assistant", "content": as_text(reply)})
+        calling = reply if reply and reply.tool_calls else None
+    return chat
 
 
-def as_text(answer: ApiReply) -> str:
-    """The reply as environments read it: calls in the Hermes format, after what was said."""
+def as_text(reply: ApiReply) -> str:
+    """Return the reply as environments read it: its text, then its calls in the Hermes format."""
     calls = [
         f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": '
         f"{call.arguments.strip() or '{}'}}}\n</tool_call>"
-        for call in answer.tool_calls
+        for call in reply.tool_calls
     ]
-    return "\n".join([answer.content, *calls] if answer.content else calls)
+    return "\n".join([reply.content, *calls] if reply.content else calls)
 
 
-def _calling(answer: ApiReply, names: dict[str, str]) -> dict[str, Any]:
+def _message_with_calls(reply: ApiReply, api_names: dict[str, str]) -> dict[str, Any]:
     calls = [
         {
             "id": call.id,
             "type": "function",
-            "function": {"name": names.get(call.name, call.name), "arguments": call.arguments},
+            "function": {
+                "name": api_names.get(call.name, call.name),
+                "arguments": call.arguments,
+            },
         }
-        for call in answer.tool_calls
+        for call in reply.tool_calls
     ]
-    return {"role": "assistant", "content": answer.content or None, "tool_calls": calls}
+    return {"role": "assistant", "content": reply.content or None, "tool_calls": calls}
 
 
-def _safe_names(tools: Sequence[dict[str, Any]] | None) -> dict[str, str]:
-    """The tools' names as the API takes them: letters, digits, _ and -, at most 64."""
-    found: dict[str, str] = {}
+def _api_tool_names(tools: Sequence[dict[str, Any]] | None) -> dict[str, str]:
+    """Return the tools' names as the API takes them: letters, digits, _ and -, at most 64."""
+    names: dict[str, str] = {}
     for tool in tools or ():
         name = str(tool["function"]["name"])
-        safe = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]
-        while safe in found.values():
-            safe = f"{safe[:62]}_{len(found) % 10}"
-        found[name] = safe
-    return found
+        api_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_MAX_TOOL_NAME_LENGTH]
+        while api_name in names.values():
+            api_name = f"{api_name[: _MAX_TOOL_NAME_LENGTH - 2]}_{len(names) % 10}"
+        names[name] = api_name
+    return names
 
 
-def _renamed(
-    tools: Sequence[dict[str, Any]] | None, names: dict[str, str]
+def _with_names(
+    tools: Sequence[dict[str, Any]] | None, api_names: dict[str, str]
 ) -> list[dict[str, Any]] | None:
+    """Return the tools with their names as the API takes them."""
     if not tools:
         return None
     return [
-        {**tool, "function": {**tool["function"], "name": names[tool["function"]["name"]]}}
+        {**tool, "function": {**tool["function"], "name": api_names[tool["function"]["name"]]}}
         for tool in tools
     ]

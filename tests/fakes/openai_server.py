@@ -13,6 +13,7 @@ from typing import Any
 from tests.support.faults import Handler, Loopback
 
 Body = dict[str, Any]
+_WITHHELD_SECONDS = 600.0  # longer than any test; the thread is a daemon
 KINDS = (
     *("429", "500", "reset", "hang", "malformed", "page", "empty", "truncated", "lost"),
     *("no_choices", "error_inside"),
@@ -36,13 +37,15 @@ class OpenAIServer(Loopback):
         self.latency = 0.0  # seconds
         self.usage: dict[str, Any] | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.refuses: tuple[int, Body] | None = None  # status and body, for every request
+        self.withholds: Callable[[Body], bool] = lambda body: False  # requests never answered
+        self.withheld: list[Body] = []
         self.requests: list[Body] = []
         self.keys: list[str] = []  # the authorization of each
         self.times: list[float] = []  # when each came
         self.answered: list[Body] = []  # those whose answer was sent whole
         self.faults: list[str] = []
+        self.at_once = 0  # requests that are being answered
         self.most_at_once = 0
-        self._at_once = 0
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -55,8 +58,8 @@ class OpenAIServer(Loopback):
             self.requests.append(body)
             self.keys.append(key)
             self.times.append(time.monotonic())
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
             if self._random.random() >= self.rate or len(self.faults) >= self.most_faults:
                 return ""
             self.faults.append(self.kinds[len(self.faults) % len(self.kinds)])
@@ -64,7 +67,7 @@ class OpenAIServer(Loopback):
 
     def ends(self, body: Body, *, whole: bool) -> None:
         with self._lock:
-            self._at_once -= 1
+            self.at_once -= 1
             if whole:
                 self.answered.append(body)
 
@@ -94,6 +97,10 @@ class _Handler(Handler):
             return self._send(404, {"error": {"message": "no such path"}})
         if owner.refuses:
             return self._send(*owner.refuses)
+        if owner.withholds(body):
+            owner.withheld.append(body)
+            time.sleep(_WITHHELD_SECONDS)
+            return self._broken()
         if fate == "429":
             return self._send(429, {"error": {"message": "slow down"}}, retry=owner.retry_after)
         if fate == "500":

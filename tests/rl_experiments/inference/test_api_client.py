@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,21 @@ KEY = "sk-a-secret-of-the-tests"
 WORDS = ("crane", "slate", "audio", "mount")
 
 
+def turns_of(body: Body) -> int:
+    """The model's replies so far, in the conversation of a request."""
+    return sum(message["role"] == "assistant" for message in body["messages"])
+
+
 def guess(body: Body) -> str:
     """Word number n as the n-th guess, whatever the answer."""
-    turns = sum(message["role"] == "assistant" for message in body["messages"])
-    return f"<think>so</think>\n<guess>{WORDS[turns % len(WORDS)]}</guess>"
+    return f"<think>so</think>\n<guess>{WORDS[turns_of(body) % len(WORDS)]}</guess>"
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
 
 
 def call(body: Body) -> Body:
@@ -135,32 +146,31 @@ def test_a_stopped_evaluation_goes_on_without_paying_twice(
         process = subprocess.Popen(
             command(words), cwd=tmp_path, env=program_environment, stderr=subprocess.PIPE, text=True
         )
-        while len(server.answered) < 20:
-            time.sleep(0.02)
+        wait_until(lambda: len(server.answered) >= 20)
+        server.latency, asked = 3.0, len(server.requests)
+        # Four replies are under way, for which the client waits when it is stopped.
+        wait_until(lambda: server.at_once == 4 and len(server.requests) >= asked + 4)
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 130 and "resume e" in said
-        paid = len(server.answered)
-        assert paid < 60 and server.most_at_once == 4
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "resume e" in errors
+        assert len(server.answered) < 60 and server.most_at_once == 4
+        # Killed while four episodes wait for the reply to their last guess: the replies to the
+        # guesses before are known afterwards.
         server.latency = 0.0
-        # Killed: what had been answered and written is known afterwards too.
+        server.withholds = lambda body: turns_of(body) == 2
         again = [*words, "resume=true"]
         killed = subprocess.Popen(command(again), cwd=tmp_path, env=program_environment)
-        server.latency = 0.15
-        while len(server.answered) < paid + 10:
-            time.sleep(0.02)
-        server.latency = 60.0  # nothing is under way but what waits
-        time.sleep(1.0)
-        os.kill(killed.pid, signal.SIGKILL)
+        wait_until(lambda: len(server.withheld) == 4)
+        killed.kill()
         killed.wait()
-        server.latency = 0.0
-        done = program(*words, "resume=true")
+        server.withholds = lambda body: False
+        done = program(*again)
         assert done.returncode == 0, done.stderr
         assert "answers known from before" in done.stdout
-    asked = Counter(json.dumps(body["messages"]) for body in server.answered)
-    found = episodes(tmp_path)
-    assert len({episode["seed"] for episode in found}) == len(found) == 20
-    assert asked.total() == sum(episode["turns"] for episode in found)
+    played = episodes(tmp_path)
+    assert len({episode["seed"] for episode in played}) == len(played) == 20
+    assert len(server.answered) == sum(episode["turns"] for episode in played)
 
 
 def test_what_cannot_be_answered_is_named_as_failed_and_played_later(

@@ -171,7 +171,7 @@ def test_no_reward_is_lost_or_misplaced_whatever_the_service_does(tmp_path: Path
         groups = rewarded(opened, [group(seed) for seed in range(40)])
         assert {*server.faults} == {*KINDS}
         assert assert_whole(groups) == 40
-        meter = opened.client.meter
+        meter = opened.client.spend
         assert meter.requests == len(server.requests) == 40 + len(server.faults)
 
 
