@@ -15,7 +15,7 @@ import modal
 import pytest
 
 from tests.fakes.control_plane import ControlPlane, Settings
-from tests.fakes.control_plane.containers import python_of_containers
+from tests.support.servers import launcher_server
 
 SECONDS = 120.0  # after which something that should have happened never will
 JOBS = Path(__file__).parent / "control_plane" / "jobs"
@@ -55,7 +55,7 @@ def do(name: str, /, **arguments: Any) -> dict[str, Any]:
 
 def run_python(plane: ControlPlane, *arguments: str) -> tuple[int, str]:
     """Run `python ARGUMENTS` as another client; return its exit status and what it printed."""
-    process = python_of_containers().start(
+    process = launcher_server().start(
         arguments,
         cwd=plane.state.root,
         env={**os.environ, **plane.environment},

@@ -20,9 +20,9 @@ from hydra.version import VersionBase, __compat_version__
 from hydra_plugins.modal_launcher.launcher import ModalJobsLauncher
 
 from tests.fakes.control_plane import ControlPlane, Settings
-from tests.fakes.control_plane.containers import python_of_containers
 from tests.support.forked import ForkingPopen
 from tests.support.launching import settings
+from tests.support.servers import launcher_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning")
 
@@ -44,7 +44,7 @@ def version_base(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def forked_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra's suite starts scripts, and this process starts jobs: both are forked, to save time."""
-    server = python_of_containers()
+    server = launcher_server()
     server.wait_until_ready()
     monkeypatch.setattr(ForkingPopen, "address", server.address)
     monkeypatch.setattr(subprocess, "Popen", ForkingPopen)

@@ -24,6 +24,7 @@ import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.support.forked import OPTIONS_OF_PYTHON, ForkingPopen
 
@@ -59,11 +60,17 @@ def serve() -> None:
     assert threading.active_count() == 1, threading.enumerate()
     assert len([*Path("/proc/self/task").glob("*")]) <= 1, "a library has started a thread"
     gc.collect()
+    folders = [item for item in gc.get_objects() if type(item) is TemporaryDirectory]
+    for folder in folders:  # a library has made it when imported; a fork must not delete it
+        folder._finalizer.atexit = False  # type: ignore[attr-defined]
     gc.freeze()  # the forks' collections leave the server's objects alone, so pages stay shared
     server = Server(address)
     print("ready", flush=True)
     request = server.serve()
-    if request is not None:
+    if request is None:
+        for folder in folders:
+            folder.cleanup()
+    else:
         ForkingPopen.address = address
         _become(request, ending)
 
@@ -186,8 +193,9 @@ def _become(request: Request, ending: Ending) -> None:
         warnings.simplefilter("error")
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     subprocess.Popen = ForkingPopen  # type: ignore[misc]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
-        del sys.modules[name]
+    if not words[0].startswith("tests."):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+            del sys.modules[name]
     sys.modules.pop("sitecustomize", None)
     importlib.invalidate_caches()
     try:
@@ -219,3 +227,7 @@ def _run_script(file: Path) -> None:
     main.__file__ = str(file.resolve())
     sys.modules["__main__"] = main
     exec(compile(file.read_bytes(), main.__file__, "exec"), main.__dict__)
+
+
+if __name__ == "__main__":
+    serve()

@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import IO, Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# Only a process with a single thread can be forked safely.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 OPTIONS_OF_PYTHON = ("-u", "-Werror")  # those that a fork can take over
 OPTIONS_OF_POPEN = ("cwd", "env", "stdin", "stdout", "stderr", "text", "start_new_session")
 
@@ -39,18 +41,25 @@ OPTIONS_OF_POPEN = ("cwd", "env", "stdin", "stdout", "stderr", "text", "start_ne
 class ForkServer:
     """A process that has imported these modules, under these variables, and forks programs.
 
+    With a `base` the server is itself a program of that server, so it has that one's modules too.
     A program may have other variables than the server. They have no effect on what an imported
     module has read while it was imported.
     """
 
-    def __init__(self, modules: Sequence[str], variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        modules: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        base: ForkServer | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fork-")
         self.address = str(Path(self._folder.name, "socket"))
-        code = "from tests.support.fork_server import serve; serve()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, self.address, *modules],
+        start = base.start if base else _start_python
+        self._process = start(
+            ["-m", "tests.support.fork_server", self.address, *modules],
             cwd=CHECKOUT,
-            env={**variables, "JE_ARROW_MALLOC_CONF": "background_thread:false"},
+            env={**variables, **ONE_THREAD},
             stdin=subprocess.PIPE,  # the server ends when this pipe closes
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal is for pytest alone
@@ -76,6 +85,10 @@ class ForkServer:
         self._process.stdin.close()
         self._process.wait()
         self._folder.cleanup()
+
+
+def _start_python(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, *arguments], **options)
 
 
 class ForkedProcess:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.fakes.control_plane import ControlPlane, Settings
-from tests.fakes.control_plane.containers import python_of_containers
 from tests.support.paths import LAUNCHER_APP
+from tests.support.servers import launcher_server
 
 SECONDS = 120  # until something that must happen has happened
 TOY = "toy"
@@ -115,7 +115,7 @@ class Program:
         count = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{count}.out", folder / f"{count}.err"
         with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = python_of_containers().start(
+            self.process = launcher_server().start(
                 words, cwd=folder, env=variables, stdin=stdin, stdout=out, stderr=err
             )
 

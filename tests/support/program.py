@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.forked import ForkedProcess, ForkServer
+from tests.support.forked import ForkedProcess
+from tests.support.servers import program_server
 
 # An experiment of a few seconds: real model, real TRL, few and short episodes.
 SMALL = [
@@ -23,19 +24,8 @@ SMALL = [
     "model.scratch.warmup_steps=20",
 ]
 
-# The modules of a run whose import takes seconds.
-MODULES = (
-    "matplotlib.pyplot",
-    "openai",
-    "rl_experiments.cli",
-    "rl_experiments.commands.evaluate",
-    "rl_experiments.training.grpo",
-    "rl_experiments.commands.train",
-    "transformers.models.qwen3.modeling_qwen3",
-)
-# Variables that none of these modules reads while it is imported. WANDB_... is none of them: wandb
-# makes a folder when it is imported, and the first program would delete it at its end.
-READ_LATER = ("AWS_", "COLUMNS", "HYDRA_", "MODAL_", "OPENAI_")
+# Beginnings of the names of variables that libraries read while they are imported.
+READ_AT_IMPORT = ("CUDA_", "HF_", "MPL", "OMP_", "TORCH", "TRANSFORMERS_")
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -49,7 +39,7 @@ class WarmStarter:
     """Starts programs that have their imports done; see `forked.py`."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        self._server = ForkServer(MODULES, variables)
+        self._server = program_server(variables)
 
     def start(
         self,
@@ -87,7 +77,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run the program to its end; `from_nothing` has it import all its modules itself."""
     environment = {**environment, **variables}
-    if from_nothing or not all(name.startswith(READ_LATER) for name in variables):
+    if from_nothing or any(name.startswith(READ_AT_IMPORT) for name in variables):
         return subprocess.run(
             command(arguments),
             cwd=cwd,

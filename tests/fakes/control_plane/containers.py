@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import subprocess
@@ -21,26 +20,6 @@ from tests.support.forked import ForkedProcess, ForkServer
 
 PASSED_ON = ("LANG", "PATH", "TMPDIR", "TZ")
 IMAGE_FOLDER = Path(__file__).parent / "image"
-# What containers import, and clients too, which takes a second: libraries, nothing of the project.
-MODULES = (
-    "cloudpickle",
-    "hydra.core.utils",
-    "hydra.main",
-    "hydra._internal.hydra",
-    "modal",
-    "modal._runtime.container_io_manager",
-    "modal._runtime.task_lifecycle_manager",
-    "modal._runtime.user_code_imports",
-    "modal._runtime.user_code_event_loop",
-)
-
-
-@functools.cache
-def python_of_containers() -> ForkServer:
-    """Return the fork server of the containers, started at the first call."""
-    hidden = ("MODAL_", "PYTHONPATH", "HYDRA_")
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
-    return ForkServer(MODULES, {**variables, "MODAL_CONFIG_PATH": os.devnull})
 
 
 class Container:
@@ -48,7 +27,7 @@ class Container:
     `leaving`, after which it gets no more inputs.
     """
 
-    def __init__(self, state: State, function: Function, plane_id: str) -> None:
+    def __init__(self, state: State, function: Function, plane_id: str, python: ForkServer) -> None:
         self.state = state
         self.function = function
         self.task_id = state.new_id("ta")
@@ -60,6 +39,7 @@ class Container:
         self.task_result: api_pb2.GenericResult | None = None
         self.server: Server | None = None
         self._plane_id = plane_id
+        self._python = python
         self._process: ForkedProcess | None = None
 
     @property
@@ -76,7 +56,7 @@ class Container:
         ]
         self._pipes = pipes
         try:
-            self._process = python_of_containers().start(
+            self._process = self._python.start(
                 ["-m", "modal._container_entrypoint"],
                 cwd=self.folder / "root",
                 env=self._environment(socket) | extra_environment,

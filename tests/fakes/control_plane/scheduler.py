@@ -15,6 +15,8 @@ from modal_proto import api_pb2
 
 from tests.fakes.control_plane.containers import Container
 from tests.fakes.control_plane.records import App, Attempt, Call, Function, Input, State, Status
+from tests.support.forked import ForkServer
+from tests.support.servers import launcher_server
 
 Serve = Callable[[Container, Path], Awaitable[None]]
 
@@ -28,6 +30,7 @@ class Settings:
     most_containers: int = 3  # of a function that sets no `max_containers`
     crash_limit: int = 3  # crashes in a row after which the inputs of an ephemeral app fail
     container_environment: dict[str, str] | None = None  # as if the image had these variables
+    python: ForkServer | None = None  # forks the containers, in place of `launcher_server`
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Scheduler:
         self.sockets = Path()
         self.errors: list[str] = []
         self._plane_id = plane_id
+        self._python = settings.python or launcher_server()
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -76,7 +80,7 @@ class Scheduler:
         due = sum(item.due <= time.time() for item in function.queue)
         room = (function.max_containers or self.settings.most_containers) - len(existing)
         for _ in range(min(due - free, room)):
-            container = Container(self.state, function, self._plane_id)
+            container = Container(self.state, function, self._plane_id, self._python)
             self.containers.append(container)
             task = asyncio.get_running_loop().create_task(self._run(container))
             self._tasks.add(task)

@@ -1,0 +1,66 @@
+"""The fork servers of the tests; see `forked.py`. Each starts when a test first needs it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+
+from tests.support.forked import ForkServer
+
+# What launches and Modal's containers import: libraries alone, for a container gets the project's
+# modules from the client, not from the checkout.
+LAUNCHER_LIBRARIES = (
+    "cloudpickle",
+    "hydra._internal.core_plugins.basic_launcher",
+    "hydra._internal.core_plugins.basic_sweeper",
+    "hydra._internal.hydra",
+    "hydra.core.utils",
+    "hydra.main",
+    "modal",
+    "modal._runtime.container_io_manager",
+    "modal._runtime.task_lifecycle_manager",
+    "modal._runtime.user_code_event_loop",
+    "modal._runtime.user_code_imports",
+    "rich.progress",
+    "tenacity",
+)
+# What training imports.
+TRAINING_LIBRARIES = (
+    "datasets",
+    "matplotlib.pyplot",
+    "openai",
+    "peft",
+    "transformers.models.qwen3.modeling_qwen3",
+    "trl.trainer.grpo_trainer",
+)
+# The project's own modules, of which these import the others.
+PROJECT = (
+    "rl_experiments.cli",
+    "rl_experiments.commands.evaluate",
+    "rl_experiments.commands.train",
+    "rl_experiments.training.grpo",
+)
+
+
+@functools.cache
+def launcher_server() -> ForkServer:
+    """Return the server with the libraries of the launcher."""
+    # No token of the developer's reaches a test.
+    hidden = ("MODAL_", "HYDRA_", "PYTHONPATH")
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    return ForkServer(LAUNCHER_LIBRARIES, {**variables, "MODAL_CONFIG_PATH": os.devnull})
+
+
+@functools.cache
+def training_server() -> ForkServer:
+    """Return the server with the libraries of training, too."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHONPATH")}
+    return ForkServer(
+        TRAINING_LIBRARIES, {**variables, "HF_HUB_OFFLINE": "1"}, base=launcher_server()
+    )
+
+
+def program_server(variables: Mapping[str, str]) -> ForkServer:
+    """Return a server that has imported this checkout's own modules as well."""
+    return ForkServer(PROJECT, variables, base=training_server())
