@@ -1,6 +1,8 @@
 # The commands of the project. `make demo` is the first to try: nothing but Python 3.11 is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2  # processes that run tests, each with about 2 GB of memory
+PYTEST = $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal
 
 .PHONY: demo install test test-fast check clean
 
@@ -10,16 +12,18 @@ demo: install
 install: .venv/installed
 
 .venv/installed: pyproject.toml requirements.lock requirements-dev.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-dev.lock --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
+# All but the tests of more than two seconds.
 test-fast: install
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: install
 	$(BIN)/ruff check .
