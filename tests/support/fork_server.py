@@ -43,6 +43,7 @@ class Request:
     arguments: list[str]
     cwd: str
     variables: dict[str, str]
+    blocked_signals: list[int]  # as a child inherits them
     streams: list[int]
 
 
@@ -127,6 +128,7 @@ class Server:
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
         with connection.makefile("rb") as lines:
             request = Request(**json.loads(lines.readline()), streams=streams)
+        before = signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
         process_id = os.fork()
         if process_id == 0:
             signal.set_wakeup_fd(-1)
@@ -135,6 +137,7 @@ class Server:
             for inherited in (self._listener, self._child_ended, self._waker, *connections):
                 inherited.close()
             return request
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for stream in streams:
             os.close(stream)
         self._connections[process_id] = connection

@@ -125,6 +125,7 @@ class ForkedProcess:
                 "arguments": self.args[1:],
                 "cwd": str(cwd or Path.cwd()),
                 "variables": {**(os.environ if env is None else env)},
+                "blocked_signals": [*signal.pthread_sigmask(signal.SIG_BLOCK, [])],
             }
             socket.send_fds(self._connection, [b"\n"], streams)
             self._connection.sendall(json.dumps(request).encode() + b"\n")
