@@ -273,21 +273,33 @@ def test_ctrl_c_leaves_play(tmp_path: Path, program_environment: dict[str, str])
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # its Ctrl-C is the process's
     )
     os.close(terminal)
-    for typed in (b"left\n", b"\x03"):
-        assert "reply: " in read_until(keyboard, "reply: ")
-        time.sleep(0.3)  # the line editor flushes what is typed before it listens
-        os.write(keyboard, typed)
-    rest = read_until(keyboard, None)
+    assert "reply: " in read_until(keyboard, "reply: ", seconds=SECONDS)
+    type_until(keyboard, b"left\n", lambda shown: "reply: " in shown)
+    rest = type_until(keyboard, b"\x03", lambda _: process.poll() is not None)
     os.close(keyboard)
-    assert process.wait(timeout=SECONDS) in (0, 130), rest  # Ctrl-C is how one leaves
+    assert process.returncode in (0, 130), rest  # Ctrl-C is how one leaves
     assert len(rest.replace("^C", "").strip().splitlines()) <= 1, rest
 
 
-def read_until(terminal: int, words: str | None) -> str:
-    """Return what a terminal shows up to these words, or up to the end of its program."""
+def type_until(terminal: int, typed: bytes, condition: Callable[[str], bool]) -> str:
+    """Type until the condition holds for what is shown then, and return that.
+
+    Once may not do, for a line editor discards what is typed before it listens.
+    """
     shown = ""
-    while words is None or words not in shown:
-        ready, _, _ = select.select([terminal], [], [], SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while not condition(shown):
+        assert time.monotonic() < deadline, shown
+        os.write(terminal, typed)
+        shown += read_until(terminal, "reply: ", seconds=5)
+    return shown
+
+
+def read_until(terminal: int, words: str, *, seconds: float) -> str:
+    """Return what a terminal shows up to these words, to its end, or until it rests so long."""
+    shown = ""
+    while words not in shown:
+        ready, _, _ = select.select([terminal], [], [], seconds)
         try:
             read = os.read(terminal, 1000) if ready else b""
         except OSError:  # the program has closed its end
