@@ -26,7 +26,7 @@ from environments.bfcl_single_turn.baselines import NO_CALL
 from environments.bfcl_single_turn.data import UNWINNABLE, Case, entries_of
 from environments.bfcl_single_turn.grading import grade
 from environments.bfcl_single_turn.replies import as_reply, parse
-from environments.bfcl_single_turn.rewards import matched
+from environments.bfcl_single_turn.rewards import share_of_right_arguments
 from tests.support.paths import CHECKOUT
 
 SINGLE_TURN: list[str] = []
@@ -326,13 +326,13 @@ def test_partial_credit_is_by_argument() -> None:
 def test_partial_credit_does_not_fall_with_right_calls() -> None:
     case = case_of("parallel_0")
     calls: Any = right(case)
-    shares = [matched(case, calls[:count]) for count in range(len(calls) + 1)]
+    shares = [share_of_right_arguments(case, calls[:count]) for count in range(len(calls) + 1)]
     assert shares == [count / len(calls) for count in range(len(calls) + 1)]
-    assert matched(case, calls[::-1]) == 1.0
+    assert share_of_right_arguments(case, calls[::-1]) == 1.0
     for entry in entries_of("parallel"):  # where calls may share arguments, each counts once
         case = entry.case()
         calls = right(case)
-        assert matched(case, calls[:1]) == pytest.approx(1 / len(calls))
+        assert share_of_right_arguments(case, calls[:1]) == pytest.approx(1 / len(calls))
 
 
 @needs_bfcl

@@ -264,9 +264,9 @@ def test_two_files(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "no question": ([], "must have a question at least"),
+    "no question": ([], "must have at least one question"),
     "one question": ([json.dumps(ROWS[0])], "must have questions that are not held out"),
-    "no JSON": (["{"], "line 1 is no JSON object"),
+    "no JSON": (["{"], "line 1 is not a JSON object"),
     "no object": (["[]"], "row 1 must have a question and an answer"),
     "no answer": ([json.dumps({"question": "?"})], "row 1 must have"),
     "no number": (
@@ -298,7 +298,7 @@ def test_wrong_settings_are_named(questions: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"\Aenv\.{name}=\S+ must be .*No such file"):
             Gsm8k(**{"data": questions, name: missing})
     (tmp_path / "image.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="it is no text"):
+    with pytest.raises(ValueError, match="it is not text"):
         Gsm8k(str(tmp_path / "image.jsonl"))
 
 

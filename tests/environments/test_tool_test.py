@@ -379,7 +379,7 @@ def test_a_wrong_setting_is_named(name: str) -> None:
 def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match=r"env\.max_turns=3: must be from 4"):
         ToolTest(one_a_turn=True, max_turns=3)
-    with pytest.raises(ValueError, match=r"env\.offered=say: must give tasks for training and"):
+    with pytest.raises(ValueError, match=r"env\.offered=say: must leave tasks for training and"):
         ToolTest(offered=["say"], max_calls=1, arguments="free")  # type: ignore[arg-type]
 
 

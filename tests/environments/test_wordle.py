@@ -432,11 +432,11 @@ def test_a_wrong_setting_is_named(setting: str) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"crane\nslates\n", "line 2, 'slates', is no word of 5 letters a to z"),
-        (b"crane\n\nslate\n Crane\n", "line 4, 'crane', is twice in the list"),
-        (b"cr ne\nslate", "line 1, 'cr ne', is no word"),
-        (b"crane\n", "must be a file of two words or more"),
-        (b"", "must be a file of two words or more"),
+        (b"crane\nslates\n", "line 2, 'slates', is not 5 letters from a to z"),
+        (b"crane\n\nslate\n Crane\n", "line 4, 'crane', is a repetition"),
+        (b"cr ne\nslate", "line 1, 'cr ne', is not 5 letters"),
+        (b"crane\n", "must be a file with two words or more"),
+        (b"", "must be a file with two words or more"),
         (b"\xff\xfe", "must be english, tiny, or a text file with one word a line"),
     ],
 )

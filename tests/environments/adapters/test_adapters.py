@@ -23,7 +23,7 @@ from environments import End, Environment, Step, evaluation_seed, training_seed
 from environments.adapters import GymnasiumText, ReasoningGym, TextArena
 from environments.adapters.gymnasium.screens import plain
 from environments.adapters.library import Chance
-from environments.adapters.reasoning_gym.items import _HARMLESS, _REFUSED, Source
+from environments.adapters.reasoning_gym.items import HARMLESS_ANSWERS, REFUSED_DATASETS, Source
 from environments.adapters.replies import last_element
 from environments.adapters.rewards import bounded
 from tests.support.paths import CHECKOUT
@@ -214,10 +214,10 @@ def test_no_answer_is_run_as_code(tmp_path: Path) -> None:
     runs = re.compile(r"(?:eval|parse_expr|sympify|exec)\(answer")
     for path in library.rglob("*.py"):
         if runs.search(path.read_text()):
-            assert path.stem in {*_HARMLESS, *_REFUSED}, path
+            assert path.stem in {*HARMLESS_ANSWERS, *REFUSED_DATASETS}, path
     trace = tmp_path / "trace"
     attack = f"open({str(trace)!r}, 'w').close()"
-    for name in _HARMLESS:
+    for name in HARMLESS_ANSWERS:
         env = ReasoningGym(dataset=name, items=20)
         for answer in (
             attack,
