@@ -49,11 +49,11 @@ class BfclSingleTurn(Environment):
         for name in ("official_weight", "partial_weight", "invalid_penalty"):
             value = getattr(self, name)
             require(is_number(value, 0), name, value, "a number >= 0")
-        self._parts = split(
+        self.entries = split(
             chosen, max_prompt_chars=chars, evaluation_share=share, keep_unwinnable=kept
         )
         allowed = f"such that cases are left for training and evaluation (max_prompt_chars={chars})"
-        require(all(self._parts), "categories", self.categories, allowed)
+        require(all(self.entries), "categories", self.categories, allowed)
         self._case: Case | None = None
 
     @property
@@ -79,8 +79,8 @@ class BfclSingleTurn(Environment):
         return self._case["category"] if self._case else ""
 
     def reset(self, seed: int, *, member: int = 0) -> str:
-        cases = self._parts[is_evaluation_seed(seed)]
-        self._case = cases[seed // 2 % len(cases)].case()
+        entries = self.entries[is_evaluation_seed(seed)]
+        self._case = entries[seed // 2 % len(entries)].case()
         self._ended = False
         return conversation(self._case)[1]
 

@@ -1,4 +1,4 @@
-"""Every environment is trained for two steps, and evaluated, with the tiny model on the CPU."""
+"""Train each environment for two steps with the tiny model on a CPU, and evaluate it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TWO_STEPS = [
     "model.scratch.warmup_episodes=12",
     "model.scratch.warmup_steps=40",
 ]
-# What is typed, and whether there is a policy that knows the answers.
+# The command line of each environment, and whether it has an oracle.
 ENVIRONMENTS = {
     "experiment=game2048_art model=tiny gpu=local env.win_value=16 env.max_moves=6": False,
     "env=wordle env.words=english env.held_out=0.2": True,
@@ -55,7 +55,7 @@ def test_two_steps_train_and_are_evaluated(typed: str, program: Program, tmp_pat
         assert all(isfinite(step[name]) for name in ("loss", "grad_norm", "reward"))
         assert step["sampling/sampling_logp_difference/mean"] < 1e-3
         assert step["turns"] >= 1 and step["end/failed"] == 0
-    # Rewards vary, and the weights follow them.
+    # The rewards vary, and the weights change.
     assert any(step["reward_std"] > 0 and step["grad_norm"] > 0 for step in steps)
     first, last = (load_file(run / f"checkpoints/checkpoint-{n}/model.safetensors") for n in (1, 2))
     assert any(not equal(first[name], last[name]) for name in first)
