@@ -38,8 +38,9 @@ class BfclSingleTurn(Environment):
         except KeyError:
             is_known = False
         names = ", ".join(official().single_turn)
-        known = f"single_turn, live, non_live, python, non_python, or of {names}"
-        require(is_known, "categories", self.categories, f"a list of {known}")
+        groups = "single_turn, live, non_live, python, non_python"
+        allowed = f"a list of groups ({groups}) or categories ({names})"
+        require(is_known, "categories", self.categories, allowed)
         chars, share = self.max_prompt_chars, self.evaluation_share
         valid = chars is None or is_int(chars, 1)
         require(valid, "max_prompt_chars", chars, "a whole number > 0, or null")

@@ -22,7 +22,6 @@ _MAX_COLLECTION_CHARACTERS = 300
 _MAX_SAME_BRACKETS = 8
 _SPACES = re.compile(r"(\s\s)\s+")
 
-
 NamedArguments = tuple[str, dict[str, Any]]  # the name of a function, and its arguments
 
 
@@ -91,7 +90,7 @@ def within_limits(case: Case, parsed: ParsedReply) -> ParsedReply:
 
 
 def _collections(case: Case, arguments: Any) -> dict[str, str]:
-    """Return the arguments that the checker reads as collections; they are text in Java."""
+    """Return the arguments, each of them text, that the checker reads as collections."""
     known = case["function"][0]["parameters"]["properties"]
     return {
         name: value

@@ -68,13 +68,13 @@ def parse(text: str) -> Decimal | None:
     return numbers[-1] if len(corrected) <= _MAX_CORRECTIONS else None
 
 
-def as_reply(number: object) -> str:
+def as_reply(answer: object) -> str:
     r"""Write a reply that answers with a number.
 
     >>> as_reply(18)
     '\\boxed{18}'
     """
-    return f"\\boxed{{{number}}}"
+    return f"\\boxed{{{answer}}}"
 
 
 def _marked_answers(text: str) -> Iterator[tuple[str, str]]:

@@ -43,14 +43,14 @@ class ToolTest(Environment):
         self.names = list(names or CATALOGUE)
         count = len(self.names)
         valid = is_int(self.min_calls, 1, count)
-        require(valid, "min_calls", self.min_calls, f"from 1 to {count}, the number of tools")
+        require(valid, "min_calls", self.min_calls, f"from 1 to {count}, as many as are offered")
         valid = is_int(self.max_calls, self.min_calls, count)
         require(valid, "max_calls", self.max_calls, f"from env.min_calls to {count}")
         self.arguments = member(Arguments, "arguments", self.arguments)
         require(isinstance(self.one_a_turn, bool), "one_a_turn", self.one_a_turn, "true or false")
         minimum = self.max_calls + 1 if self.one_a_turn else 1
         valid = is_int(self.max_turns, minimum, 1000)
-        allowed = f"from {minimum} to 1000, with one turn a call and a last turn"
+        allowed = f"from {minimum} to 1000; one_a_turn needs one more than env.max_calls"
         require(valid, "max_turns", self.max_turns, allowed)
         for name in _WEIGHTS:
             value = getattr(self, name)
