@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from tests.rl_experiments.training.test_training import metrics
 from tests.support.program import SMALL, Program
 
 TWO_STEPS = [
@@ -40,6 +39,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ENVIRONMENTS)
 def test_two_steps_train_and_are_evaluated(typed: str, program: Program, tmp_path: Path) -> None:
     questions = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(10)]
@@ -49,7 +49,7 @@ def test_two_steps_train_and_are_evaluated(typed: str, program: Program, tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "runs/two/0"
 
-    steps = metrics(run)
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
     for step in steps:
         assert all(isfinite(step[name]) for name in ("loss", "grad_norm", "reward"))
