@@ -70,5 +70,5 @@ def test_episodes_that_all_end_at_once_in_one_process_hold_nobody_up(
 def test_what_is_wrong_is_said_once_and_ends_all_processes(program: Program) -> None:
     done = program(*SMALL, "name=x", "gpu.count=2", "model.max_length=20", timeout=100)
     assert done.returncode == 1
-    assert "model.max_length=20: the first prompt of no episode fits" in done.stderr
+    assert "model.max_length=20: no episode's first prompt fits" in done.stderr
     assert "ChildFailedError" not in done.stdout + done.stderr

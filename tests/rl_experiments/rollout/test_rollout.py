@@ -28,7 +28,7 @@ from rl_experiments.models.tiny import scratch_model, word_tokenizer
 from rl_experiments.rollout.advantages import returns_to_go, turn_advantages
 from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory, Turn
 from rl_experiments.rollout.renderer import ChatTurn, Renderer, RendererCache
-from rl_experiments.training.samples import spans, trajectory_to_samples
+from rl_experiments.training.samples import split_by_tokens, trajectory_to_samples
 
 SCRATCH = ScratchConfig(warmup_episodes=60, warmup_steps=60)
 
@@ -228,7 +228,7 @@ def test_rows_hold_every_reply_once_under_the_prompt_that_the_policy_saw(
 def test_no_part_of_a_mini_batch_is_larger_than_asked(
     sizes: list[tuple[int, int]], most: int
 ) -> None:
-    parts = [sizes[span] for span in spans(sizes, most)]
+    parts = [sizes[span] for span in split_by_tokens(sizes, most)]
     assert [size for part in parts for size in part] == sizes
     for part in parts:  # as tensors: prompts and replies are padded apart
         padded = len(part) * (max(p for p, _ in part) + max(r for _, r in part))

@@ -26,7 +26,8 @@ from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from rl_experiments.run.recorder import RunRecorder
 from rl_experiments.tracking.loggers import Job, Loggers
-from rl_experiments.training.grpo import build_trainer, trainer_arguments
+from rl_experiments.training.build import build_trainer
+from rl_experiments.training.grpo_config import make_grpo_config
 from rl_experiments.training.trainer import EpisodeTrainer
 from tests.support.program import SMALL
 
@@ -54,7 +55,7 @@ def trainer(
     config = experiment.config
     loggers = Loggers(Job(folder, 12, config.logger, {}, print))
     run = RunRecorder(folder, loggers, Checkpointer(folder, config.checkpoint, print))
-    return build_trainer(experiment, run, policy, trainer_arguments(config, run))
+    return build_trainer(experiment, run, policy, make_grpo_config(config, run.checkpoints))
 
 
 def test_a_sampler_with_frozen_weights_is_noticed(tmp_path: Path) -> None:
@@ -138,7 +139,9 @@ def test_an_engine_whose_weights_stay_what_they_were_stops_the_run(tmp_path: Pat
 
 def test_an_engine_that_plays_an_old_version_stops_the_run(tmp_path: Path) -> None:
     late = trainer(tmp_path, engine=lambda model: Copy(model, versions=1))
-    with pytest.raises(UserError, match=r"played policy version 0, the trainer is at 2"):
+    with pytest.raises(
+        UserError, match=r"played with the weights of step 0, but the trainer is at step 2"
+    ):
         late.train()
 
 
