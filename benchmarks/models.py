@@ -33,10 +33,9 @@ from rl_experiments.models.tiny import (
     random_episodes,
     random_model,
     save,
-    texts_of,
     warm_up,
-    word_tokenizer,
 )
+from rl_experiments.models.tiny_tokenizer import texts_of, word_tokenizer
 from rl_experiments.rollout.episodes import Trajectory, visible
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
 from rl_experiments.training.samples import trajectory_to_samples

@@ -24,7 +24,8 @@ from environments.game2048.replies import Parser
 from rl_experiments.config.schema import Credit, ScratchConfig
 from rl_experiments.inference.sampler import Completion, Engine, Request
 from rl_experiments.inference.transformers_sampler import TransformersSampler
-from rl_experiments.models.tiny import scratch_model, word_tokenizer
+from rl_experiments.models.tiny import scratch_model
+from rl_experiments.models.tiny_tokenizer import word_tokenizer
 from rl_experiments.rollout.advantages import returns_to_go, turn_advantages
 from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory, Turn
 from rl_experiments.rollout.renderer import ChatTurn, Renderer, RendererCache
