@@ -26,12 +26,12 @@ from rl_experiments.models.loading import (
     quiet_libraries,
     resolve_model_path,
 )
-from rl_experiments.models.memory import MemoryPlan, ModelDims, fit
+from rl_experiments.models.memory import MemoryPlan, plan_memory
+from rl_experiments.models.memory_needs import BYTES_PER_GIB, ModelDims
 from rl_experiments.models.tiny import best_device
 from rl_experiments.rollout.episodes import RolloutRunner
 from rl_experiments.rollout.renderer import RendererCache
 
-_BYTES_PER_GIB = 1 << 30
 _ERROR_CHARACTERS_SHOWN = 300
 
 
@@ -97,7 +97,7 @@ def load_policy(
     if not uses_vllm(config):
         return Policy(model, tokenizer, path, notes=tuple(notes))
     base = base_model_folder(path)
-    plan = fit(config, ModelDims.of(base), total=_memory_gib(config), trains=trains)
+    plan = plan_memory(config, ModelDims.of(base), total_gib=_memory_gib(config), trains=trains)
     if torch.cuda.is_available():
         notes.append(str(plan))
     engine: Engine
@@ -160,5 +160,5 @@ def _memory_gib(config: Config) -> float:
     if config.fit.memory_gib is not None:
         return config.fit.memory_gib
     if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory / _BYTES_PER_GIB)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _BYTES_PER_GIB
+        return float(torch.cuda.get_device_properties(0).total_memory / BYTES_PER_GIB)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GIB
