@@ -26,8 +26,8 @@ from rl_experiments.checkpoints.store import fetched, is_remote
 from rl_experiments.config.schema import Config, LoraConfig, ModelConfig
 from rl_experiments.errors import UserError
 from rl_experiments.models.tiny import cache_folder, scratch_model
+from rl_experiments.paths import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
 
-_ADAPTER_CONFIG = "adapter_config.json"  # peft's file; a folder that has it is an adapter
 _HUB_TIMEOUT_SECONDS = 10
 
 
@@ -105,7 +105,7 @@ def base_model_folder(path: str) -> str:
         path = adapter["base_model_name_or_path"]
     if Path(path).is_dir():
         return path
-    return str(Path(cached_file(path, "config.json")).parent)
+    return str(Path(cached_file(path, MODEL_CONFIG_FILE)).parent)
 
 
 def merged_model_folder(path: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -134,7 +134,7 @@ def quiet_libraries() -> None:
 
 def _adapter_config(path: str) -> dict[str, Any] | None:
     """Return peft's configuration if the path is an adapter's folder, else None."""
-    file = Path(path) / _ADAPTER_CONFIG
+    file = Path(path) / ADAPTER_CONFIG_FILE
     if not file.exists():
         return None
     adapter: dict[str, Any] = json.loads(file.read_text())
@@ -170,7 +170,7 @@ def _weights_dtype(config: Config) -> torch.dtype:
 
 def _is_in_hub_cache(name: str) -> bool:
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return isinstance(try_to_load_from_cache(name, MODEL_CONFIG_FILE), str)
     except HFValidationError:
         raise UserError(
             f"model.path={name}: neither a folder nor the name of a model on the Hugging Face hub"

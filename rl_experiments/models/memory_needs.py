@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_experiments.config.schema import Config, VllmMode
+from rl_experiments.paths import MODEL_CONFIG_FILE
 
 BYTES_PER_GIB = 1 << 30
 RESERVE_GIB = 3.0  # for CUDA contexts, CUDA graphs and fragmentation
@@ -52,7 +53,7 @@ class ModelDims:
     @classmethod
     def of(cls, folder: str | Path) -> ModelDims:
         """Read the sizes from the `config.json` of a model's folder."""
-        config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
+        config: dict[str, Any] = json.loads((Path(folder) / MODEL_CONFIG_FILE).read_text())
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         head_dim = config.get("head_dim") or hidden // heads
         kv_heads = config.get("num_key_value_heads") or heads

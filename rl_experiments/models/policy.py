@@ -29,6 +29,7 @@ from rl_experiments.models.loading import (
 from rl_experiments.models.memory import MemoryPlan, plan_memory
 from rl_experiments.models.memory_needs import BYTES_PER_GIB, ModelDims
 from rl_experiments.models.tiny import best_device
+from rl_experiments.paths import VLLM_LOG_FILE
 from rl_experiments.rollout.episodes import RolloutRunner
 from rl_experiments.rollout.renderer import RendererCache
 
@@ -107,7 +108,7 @@ def load_policy(
         engine = VllmServer(
             config,
             base if trains else merged_model_folder(path, config, tokenizer),
-            log=folder / "vllm.log",
+            log=folder / VLLM_LOG_FILE,
             gpus=_server_gpus(config) if trains else None,
             utilization=plan.utilization,
             trains=trains,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from rl_experiments.config.schema import ScratchConfig
 from rl_experiments.models.tiny_tokenizer import texts_of, word_tokenizer
 from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory, play_scripted, visible
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
+from rl_experiments.storage.files import atomic_path
 
 _VERSION = 1  # to be raised when the same settings would give another model
 # Parameters x tokens of a warm-up step: a step has fewer tokens where the model is large. An H200
@@ -209,14 +208,11 @@ def random_model(
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer to a folder, which is complete as soon as it exists."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        logging.disable_progress_bar()
-        model.save_pretrained(building)
-        tokenizer.save_pretrained(building)
-        building.rename(folder)
+        with atomic_path(folder) as unfinished:
+            logging.disable_progress_bar()
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
     except OSError:
-        shutil.rmtree(building, ignore_errors=True)
         if not folder.exists():  # if it does, another process has written the same content
             raise
