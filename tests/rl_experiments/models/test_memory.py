@@ -78,9 +78,9 @@ GRID = [
     for checkpointing, sleep, utilization, mode, tokens, max_length in itertools.product(
         (None, True, False),
         (None, True, False),
-        (None, 0.3, 0.6),
+        (None, 0.6),
         VllmMode,
-        (None, 4000, 100000),
+        (None, 9000),
         (512, 8192, 32768),
     )
 ]
