@@ -43,7 +43,7 @@ class MemoryPlan:
         return (
             f"GPU memory (GiB): {parts}; vllm.gpu_memory_utilization={self.utilization:.2f}, "
             f"vllm.sleep={str(self.sleep).lower()}, "
-            f"fit.micro_batch_tokens={self.micro_batch_tokens}, "
+            f"memory.micro_batch_tokens={self.micro_batch_tokens}, "
             f"trainer.gradient_checkpointing={str(self.gradient_checkpointing).lower()}"
         )
 
@@ -107,7 +107,7 @@ class _Candidate:
         room = total - needs.without_activations
         if self.engine_in_update:
             room -= utilization * total
-        tokens = config.fit.micro_batch_tokens
+        tokens = config.memory.micro_batch_tokens
         if tokens is None:
             tokens = config.model.max_length
             if needs.per_token:
@@ -144,7 +144,7 @@ def _candidates(
     choices = _checkpointing_choices(config, trains)
     for checkpointing in choices:
         needs = MemoryNeeds.of(config, dims, gradient_checkpointing=checkpointing, trains=trains)
-        asked_tokens = config.fit.micro_batch_tokens or 0
+        asked_tokens = config.memory.micro_batch_tokens or 0
         tight = max(needs.longest_row, asked_tokens * needs.per_token)
         spare = _BUSY_GPU_TOKENS * needs.per_token
         if checkpointing:
@@ -190,7 +190,9 @@ def _checkpointing_choices(config: Config, trains: bool) -> list[bool]:
 def out_of_memory_advice(config: Config | DictConfig) -> str:
     """Return what to change after a run has used up the GPU's memory all the same."""
     settings = [words for words, _ in _smaller_settings(config)]
-    lower = "a lower vllm.gpu_memory_utilization, fit.micro_batch_tokens or trainer.num_generations"
+    lower = (
+        "a lower vllm.gpu_memory_utilization, memory.micro_batch_tokens or trainer.num_generations"
+    )
     return f"try {', '.join([*settings, lower, *_LAST_RESORTS])}"
 
 
@@ -226,8 +228,9 @@ def _smaller_settings(
         yield _setting("vllm.sleep", True)
     if vllm.gpu_memory_utilization is not None:
         yield _setting("vllm.gpu_memory_utilization", None)
-    if config.fit.micro_batch_tokens is not None:
-        yield _setting("fit.micro_batch_tokens", None)
+    memory = getattr(config, "memory", None)  # absent in a resumed job of version 0.1
+    if memory is not None and memory.micro_batch_tokens is not None:
+        yield _setting("memory.micro_batch_tokens", None)
     if not config.model.lora.enabled:
         yield _setting("model.lora.enabled", True)
     shorter = config.model.max_length // 4

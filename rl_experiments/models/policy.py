@@ -158,8 +158,8 @@ def _server_gpus(config: Config) -> list[int]:
 
 def _memory_gib(config: Config) -> float:
     """Return the memory of the GPU, or of this machine if it has none."""
-    if config.fit.memory_gib is not None:
-        return config.fit.memory_gib
+    if config.memory.gpu_gib is not None:
+        return config.memory.gpu_gib
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory / BYTES_PER_GIB)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GIB

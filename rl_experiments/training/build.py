@@ -81,5 +81,5 @@ def _seed_dataset(arguments: GRPOConfig, *, seed: int) -> Dataset:
 def _micro_batch_tokens(config: Config, policy: Policy) -> int | None:
     """Return the tokens that fit the smallest of the GPUs; None to never split a mini-batch."""
     if policy.memory_plan is None:
-        return config.fit.micro_batch_tokens
+        return config.memory.micro_batch_tokens
     return min(distributed.gather([policy.memory_plan.micro_batch_tokens]))

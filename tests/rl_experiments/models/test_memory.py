@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rl_experiments.commands.job import task
-from rl_experiments.config.schema import Config, VllmMode
+from rl_experiments.config.schema import Config, VllmMode, register
 from rl_experiments.config.schema import LoraConfig as LoraSettings
 from rl_experiments.errors import UserError
-from rl_experiments.models.memory import MemoryPlan, plan_memory
+from rl_experiments.models.memory import MemoryPlan, out_of_memory_advice, plan_memory
 from rl_experiments.models.memory_needs import MemoryNeeds, ModelDims
+from rl_experiments.paths import CONF_DIR
+from rl_experiments.preflight import check
 
 HALF_B = ModelDims(494_000_000, 24, 896, 4864, 2, 64, 151936)
 THREE_B = ModelDims(3_090_000_000, 36, 2048, 11008, 2, 128, 151936)
@@ -42,7 +45,7 @@ def test_settings_left_open_are_chosen_by_what_fits() -> None:
 
 
 def test_settings_that_are_given_are_kept() -> None:
-    given = settings(vllm__gpu_memory_utilization=0.8, fit__micro_batch_tokens=9000)
+    given = settings(vllm__gpu_memory_utilization=0.8, memory__micro_batch_tokens=9000)
     plan = plan_memory(given, THREE_B, total_gib=23.0)  # an A10G
     assert (plan.utilization, plan.sleep, plan.micro_batch_tokens) == (0.8, True, 9000)
 
@@ -72,7 +75,7 @@ GRID = [
         vllm__sleep=sleep,
         vllm__gpu_memory_utilization=utilization,
         vllm__mode=mode,
-        fit__micro_batch_tokens=tokens,
+        memory__micro_batch_tokens=tokens,
         model__max_length=max_length,
     )
     for checkpointing, sleep, utilization, mode, tokens, max_length in itertools.product(
@@ -102,7 +105,7 @@ def test_every_plan_keeps_to_the_settings_and_to_the_memory(
         planned += 1
         vllm, trainer = config.vllm, config.trainer
         assert vllm.gpu_memory_utilization in (None, plan.utilization)
-        assert config.fit.micro_batch_tokens in (None, plan.micro_batch_tokens)
+        assert config.memory.micro_batch_tokens in (None, plan.micro_batch_tokens)
         assert trainer.gradient_checkpointing in (None, plan.gradient_checkpointing)
         needs = MemoryNeeds.of(
             config, dims, gradient_checkpointing=plan.gradient_checkpointing, trains=trains
@@ -184,7 +187,7 @@ def kept_bytes(layers: int, tokens: int, *, lora: bool, checkpointing: bool) -> 
             "one of these is enough: model.lora.enabled=true, a small",
         ),
         (HALF_B, 23.0, {"max_length": 262144}, "one of these is enough: model.max_length=65536,"),
-        (THREE_B, 23.0, {"micro_batch_tokens": 200000}, "enough: fit.micro_batch_tokens=null,"),
+        (THREE_B, 23.0, {"micro_batch_tokens": 200000}, "enough: memory.micro_batch_tokens=null,"),
         (
             THREE_B,
             24.0,
@@ -199,9 +202,34 @@ def test_a_run_that_cannot_fit_is_refused_with_the_changes_that_are_enough(
     config = settings()
     config.model.lora.enabled = changes.get("lora", True)
     config.model.max_length = changes.get("max_length", 8192)
-    config.fit.micro_batch_tokens = changes.get("micro_batch_tokens")
+    config.memory.micro_batch_tokens = changes.get("micro_batch_tokens")
     with pytest.raises(UserError, match=f"model=q does not fit this GPU .*{advice}"):
         plan_memory(config, dims, total_gib=total)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["fit.micro_batch_tokens=300", "fit.memory_gib=16"],
+        ["memory.micro_batch_tokens=300", "memory.gpu_gib=16", "fit.memory_gib=8"],
+    ],
+)
+def test_the_old_names_of_the_settings_are_accepted(overrides: list[str]) -> None:
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        cfg = compose("config", ["name=x", *overrides])
+    memory = check(cfg).config.memory
+    assert (memory.micro_batch_tokens, memory.gpu_gib) == (300, 16.0)
+
+
+def test_a_job_of_the_first_version_has_the_old_names_alone() -> None:
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        cfg = compose("config", ["name=x", "fit.micro_batch_tokens=300"])
+    with open_dict(cfg):
+        del cfg["memory"]
+    assert check(cfg).config.memory.micro_batch_tokens == 300
+    assert "try trainer.gradient_checkpointing=true" in out_of_memory_advice(cfg)
 
 
 def test_an_evaluation_needs_no_room_for_an_update() -> None:

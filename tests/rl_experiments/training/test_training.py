@@ -148,14 +148,14 @@ def test_a_mini_batch_in_parts_learns_the_same(
 ) -> None:
     """Bounded history makes a row a turn: many rows, which may not fit the GPU at once."""
     whole = metrics(undisturbed[0])
-    done = program(*SMALL, "name=parts", "trainer.max_steps=8", "fit.micro_batch_tokens=250")
+    done = program(*SMALL, "name=parts", "trainer.max_steps=8", "memory.micro_batch_tokens=250")
     assert done.returncode == 0, done.stderr
     for first, second in zip(whole, metrics(tmp_path / "runs/parts/0"), strict=True):
         assert second["loss"] == pytest.approx(first["loss"], abs=1e-5)
         assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3, abs=1e-5)
     means = ["trainer.loss_type=grpo", "trainer.scale_rewards=none"]
     for name, tokens in (("all", "null"), ("some", "150")):
-        small = [*SMALL, *means, f"name={name}", f"fit.micro_batch_tokens={tokens}"]
+        small = [*SMALL, *means, f"name={name}", f"memory.micro_batch_tokens={tokens}"]
         assert program(*small).returncode == 0
     first, second = (metrics(tmp_path / f"runs/{name}/0")[-1] for name in ("all", "some"))
     assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3)
