@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from statistics import fmean
 
@@ -18,13 +18,15 @@ _GPU_POLL_SECONDS = 0.1
 class PhaseTimer:
     """Measures the seconds of each phase; the time of a nested phase does not count in the outer.
 
-    On a GPU the start and the end of a phase wait for the kernels that were queued before.
+    On a GPU the start and the end of a phase wait for the kernels that were queued before. `clock`
+    returns seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._running: list[str] = []  # names of the phases, the innermost last
-        self._period_start = self._last_change = time.perf_counter()
+        self._period_start = self._last_change = clock()
         self._idle_gpu = _IdleGpuSampler()
 
     @contextmanager
@@ -55,7 +57,7 @@ class PhaseTimer:
         """Add the time since the last change of phase to the innermost running phase."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now = self._clock()
         if self._running:
             self._seconds[self._running[-1]] += now - self._last_change
         self._last_change = now
