@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 from omegaconf import DictConfig
@@ -140,43 +140,40 @@ def _candidates(
     gradient checkpointing open, activations are kept only if that takes neither sleep nor small
     micro-batches.
     """
-    vllm = config.vllm
+    vllm, asked_tokens = config.vllm, config.memory.micro_batch_tokens or 0
+    is_server = vllm.mode is VllmMode.server  # on its own GPUs where a policy is trained
     choices = _checkpointing_choices(config, trains)
     for checkpointing in choices:
         needs = MemoryNeeds.of(config, dims, gradient_checkpointing=checkpointing, trains=trains)
-        asked_tokens = config.memory.micro_batch_tokens or 0
         tight = max(needs.longest_row, asked_tokens * needs.per_token)
         spare = _BUSY_GPU_TOKENS * needs.per_token
         if checkpointing:
             spare = _COMFORTABLE_ROWS * needs.longest_row
-        is_luxury = len(choices) > 1 and not checkpointing
-        candidate = partial(
-            _Candidate,
-            needs=needs,
-            gradient_checkpointing=checkpointing,
-            min_tokens=_BUSY_GPU_TOKENS if is_luxury else 0,
-        )
-        if vllm.mode is VllmMode.server:  # on its own GPUs where a policy is trained
-            utilization = vllm.gpu_memory_utilization or _SERVER_UTILIZATION
-            limit = vllm.tensor_parallel_size * utilization * total
-            yield candidate(
-                sleep=False, engine_limit=limit, engine_in_update=0.0, activations=tight
+        is_optional = checkpointing is not choices[-1]  # a choice with less memory is left
+        ways: list[tuple[bool, float]] = []  # whether the engine sleeps; GiB for activations
+        if is_server:
+            ways.append((False, tight))
+        if not is_server and vllm.sleep is not True:
+            ways.append((False, max(tight, spare)))
+        if not is_server and not is_optional:
+            ways.append((vllm.sleep is not False, tight))
+        for sleep, activations in ways:
+            engine = needs.smallest_engine
+            if vllm.gpu_memory_utilization is not None:
+                engine = vllm.gpu_memory_utilization * total
+            limit = total - needs.weights - RESERVE_GIB
+            if is_server:
+                utilization = vllm.gpu_memory_utilization or _SERVER_UTILIZATION
+                limit = vllm.tensor_parallel_size * utilization * total
+            yield _Candidate(
+                needs=needs,
+                gradient_checkpointing=checkpointing,
+                sleep=sleep,
+                engine_limit=limit,
+                engine_in_update=0.0 if is_server or sleep else engine,
+                activations=activations,
+                min_tokens=_BUSY_GPU_TOKENS if is_optional else 0,
             )
-            continue
-        limit = total - needs.weights - RESERVE_GIB
-        engine = needs.smallest_engine
-        if vllm.gpu_memory_utilization is not None:
-            engine = vllm.gpu_memory_utilization * total
-        colocated = partial(candidate, engine_limit=limit)
-        if vllm.sleep is not True:
-            spacious = max(tight, spare)
-            yield colocated(sleep=False, engine_in_update=engine, activations=spacious)
-        if is_luxury:
-            continue
-        if vllm.sleep is False:
-            yield colocated(sleep=False, engine_in_update=engine, activations=tight)
-        else:
-            yield colocated(sleep=True, engine_in_update=0.0, activations=tight)
 
 
 def _checkpointing_choices(config: Config, trains: bool) -> list[bool]:
