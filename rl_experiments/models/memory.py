@@ -149,7 +149,7 @@ def _candidates(
         spare = _BUSY_GPU_TOKENS * needs.per_token
         if checkpointing:
             spare = _COMFORTABLE_ROWS * needs.longest_row
-        is_optional = checkpointing is not choices[-1]  # a choice with less memory is left
+        is_optional = checkpointing != choices[-1]  # a choice with less memory is left
         ways: list[tuple[bool, float]] = []  # whether the engine sleeps; GiB for activations
         if is_server:
             ways.append((False, tight))
