@@ -1,4 +1,4 @@
-"""How adapters use their libraries: import them, and give each episode its own chance."""
+"""What the adapters share of other people's libraries: the import, and their use of chance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from typing import Any
 
 
 def load(name: str, *, env: str, install: str) -> ModuleType:
-    """Import and return a library.
-
-    Raises `ValueError` with the command that installs it if it is missing.
-    """
+    """Raises a `ValueError` with the command that installs what is missing."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -27,11 +24,7 @@ def load(name: str, *, env: str, install: str) -> ModuleType:
 
 
 class Chance:
-    """A state of the global random generators that belongs to one episode.
-
-    Code that draws from the global generators (of `random` and of numpy) thus replays exactly, and
-    does not disturb other episodes.
-    """
+    """The global generators of one episode: what draws from them replays, and disturbs no other."""
 
     def __init__(self, key: str) -> None:
         rng = random.Random(key)
@@ -41,7 +34,7 @@ class Chance:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Switch the generators to the episode's state; text printed meanwhile is dropped."""
+        """Inside, the generators are the episode's, and what is printed is dropped."""
         numpy: Any = sys.modules.get("numpy")
         outer, outer_numpy = random.getstate(), numpy and numpy.random.get_state()
         random.setstate(self._state)
@@ -62,5 +55,4 @@ class Chance:
 
 
 def one_line(error: Exception) -> str:
-    """Return the type and the message of an error as one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,6 +1,6 @@
-"""Make right calls from the possible answers of a case, for the oracle.
+"""A right reply from a case's possible answers: a value for each argument, as the checker reads it.
 
-Arguments of Java and JavaScript functions become text, because the checker reads expressions there.
+Java and JavaScript take every argument as the text of an expression.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ _PLACEHOLDERS: dict[str, Any] = {
 
 
 def right_calls(case: Case) -> list[NamedArguments]:
-    """Return the calls that the benchmark expects.
-
-    These are none for irrelevance, and one plausible call for relevance.
-    """
+    """What the benchmark expects; none for irrelevance, any plausible call for relevance."""
     if "irrelevance" in case["category"]:
         return []
     if "relevance" in case["category"]:
@@ -40,19 +37,17 @@ def right_calls(case: Case) -> list[NamedArguments]:
 
 
 def _offered_name(case: Case, name: str) -> str:
-    """Return the name that the tool of a function has in the prompt."""
     functions = [function["name"] for function in case["function"]]
-    offered: str = case["tools"][functions.index(name)]["function"]["name"]
-    return offered
+    found: str = case["tools"][functions.index(name)]["function"]["name"]
+    return found
 
 
 def _arguments(case: Case, name: str, values: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return one accepted value for each argument that has one."""
     function = next(f for f in case["function"] if f["name"] == name)
     properties = function["parameters"]["properties"]
     chosen = {}
     for parameter, accepted in values.items():
-        # Among the accepted values "" means that the argument may be left out.
+        # "" stands for an argument that may be left out.
         needed = parameter in function["parameters"]["required"]
         usable = [value for value in accepted if value != ""] or (accepted if needed else [])
         if usable and parameter in properties:
@@ -70,11 +65,7 @@ def _as_argument(case: Case, schema: dict[str, Any], value: Any) -> Any:
 
 
 def _without_choices(schema: dict[str, Any], value: Any) -> Any:
-    """Return a value with one choice for each entry of a dictionary.
-
-    In the possible answers an entry holds the list of accepted values; "" means that it may be
-    left out.
-    """
+    """Each value of a dictionary is a list of those that may stand there; "" for none."""
     if isinstance(value, dict):
         given = {key: [v for v in accepted if v != ""] for key, accepted in value.items()}
         return {key: accepted[0] for key, accepted in given.items() if accepted}
@@ -111,7 +102,7 @@ def _scalar(value: Any, suffix: str) -> str:
 
 
 def _plausible_call(case: Case) -> NamedArguments:
-    """Return a call of the first tool, with the request as each argument that is text."""
+    """The first tool with the request itself for text."""
     tool = case["tools"][0]["function"]
     request, properties = conversation(case)[1], tool["parameters"]["properties"]
     return tool["name"], {

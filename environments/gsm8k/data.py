@@ -1,4 +1,4 @@
-"""The questions, from the hub, a file or a generator, and which of them are held out."""
+"""The questions: from the hub, from files, or made up; and which of them are held out."""
 
 from __future__ import annotations
 
@@ -19,42 +19,41 @@ from urllib.error import HTTPError
 from environments.gsm8k.replies import gold_number
 
 GSM8K = "openai/gsm8k"
-GENERATED = "gsm_symbolic"
+MADE_UP = "gsm_symbolic"
 
-_HELD_OUT_SHARE = 0.1  # of the questions of a source without a test split
-_GENERATED_COUNT = 10_000
+_HELD_OUT = 0.1  # share of the questions of a source that has no split of its own
+_MADE_UP_COUNT = 10_000
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_CHOICES = f"{GSM8K} or another data set of the hub, {GENERATED}, or a .jsonl file"
+_CHOICES = f"{GSM8K} or another data set of the hub, {MADE_UP}, or a .jsonl file"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question and its answer, which is a number or a worked solution that ends in "#### 18"."""
+    """A question and its answer: a worked solution that ends in "#### 18", or the number alone."""
 
     question: str
     answer: str
 
     @property
     def digest(self) -> bytes:
-        """A hash of the question that ignores spaces and capitals."""
+        """The same for a question that is spaced or capitalised in another way."""
         return sha256(" ".join(self.question.lower().split()).encode(errors="replace")).digest()
 
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of training and of evaluation in the order of their episodes, none in both."""
+    """In the order of their episodes; no question is in both."""
 
     training: tuple[Item, ...]
     evaluation: tuple[Item, ...]
 
 
-@lru_cache(maxsize=8)  # read once a process, although every copy of the environment asks
+@lru_cache(maxsize=8)  # once a process: every copy of the environment asks for them
 def questions(data: str, evaluation_data: str | None) -> Questions:
-    """Return the questions that the settings `data` and `evaluation_data` name.
+    """Those of the two settings. Without the second the source is split.
 
-    Without `evaluation_data` the evaluation takes the test split of a data set of the hub. Of any
-    other source it takes a tenth, by a hash of the question, and at least one question. Raises
-    `ValueError` with the name of the setting that is wrong.
+    The hub's data sets have a test split; of any other source a tenth is held out, by a hash of the
+    question, and at least one question of two. A ValueError names the setting that is wrong.
     """
     if evaluation_data is not None:
         training = _read("data", data, split="train")
@@ -73,19 +72,18 @@ def questions(data: str, evaluation_data: str | None) -> Questions:
 
 
 def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:
-    """Return the training questions and the held-out ones of a source without a split."""
     ordered = sorted(items, key=lambda item: item.digest)
-    share = sum(int.from_bytes(item.digest[:8]) < _HELD_OUT_SHARE * 2**64 for item in ordered)
+    share = sum(int.from_bytes(item.digest[:8]) < _HELD_OUT * 2**64 for item in ordered)
     count = max(1, min(share, len(ordered) - 1))
     return ordered[count:], ordered[:count]
 
 
 def _read(setting: str, source: str, *, split: str) -> list[Item]:
-    """Return the questions of a source without repetitions. Raises `ValueError` if it has none."""
+    """The source's questions, each once; one at least."""
     name = f"env.{setting}={source}"
     rows: Iterable[object]
-    if source == GENERATED:
-        rows = _generated(name)
+    if source == MADE_UP:
+        rows = _made_up(name)
     elif _is_on_hub(source):
         rows = _from_hub(name, source, split)
     else:
@@ -95,7 +93,7 @@ def _read(setting: str, source: str, *, split: str) -> list[Item]:
         item = _item(name, number, row)
         items.setdefault(item.digest, item)
     if not items:
-        raise ValueError(f"{name}: must have at least one question")
+        raise ValueError(f"{name}: must have a question at least")
     return list(items.values())
 
 
@@ -105,7 +103,7 @@ def _is_on_hub(source: str) -> bool:
 
 
 def _item(name: str, number: int, row: object) -> Item:
-    """Return the question and answer of a row of the source; other fields are ignored."""
+    """Of a row with `question` and `answer`; other fields are ignored."""
     question, answer = (
         row.get(key) if isinstance(row, Mapping) else None for key in ("question", "answer")
     )
@@ -123,26 +121,25 @@ def _from_file(name: str, source: str) -> Iterator[object]:
     try:
         text = Path(source).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+        reason = getattr(error, "strerror", None) or "it is no text"
         raise ValueError(f"{name}: must be {_CHOICES} ({reason})") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError):
-                raise ValueError(f"{name}: line {number} is not a JSON object") from None
+                raise ValueError(f"{name}: line {number} is no JSON object") from None
 
 
-def _generated(name: str) -> Iterator[object]:
+def _made_up(name: str) -> Iterator[object]:
     try:
         library = import_module("reasoning_gym")
     except ImportError:
         raise ValueError(
-            f"{name}: needs reasoning-gym: pip install reasoning-gym, or set "
-            "env.data to a .jsonl file"
+            f"{name}: needs a library (pip install reasoning-gym); or set env.data to a .jsonl file"
         ) from None
-    dataset = library.create_dataset("gsm_symbolic", size=_GENERATED_COUNT, seed=0)
-    return (dataset[index] for index in range(_GENERATED_COUNT))
+    made = library.create_dataset("gsm_symbolic", size=_MADE_UP_COUNT, seed=0)
+    return (made[index] for index in range(_MADE_UP_COUNT))
 
 
 def _from_hub(name: str, source: str, split: str) -> Iterable[object]:
@@ -150,10 +147,10 @@ def _from_hub(name: str, source: str, split: str) -> Iterable[object]:
         library: Any = import_module("datasets")
     except ImportError:
         raise ValueError(
-            f"{name}: needs datasets: pip install datasets, or set env.data to a .jsonl file"
+            f"{name}: needs a library (pip install datasets); or set env.data to a .jsonl file"
         ) from None
     try:
-        with _offline_if_unreachable():
+        with _quick_without_network():
             library.disable_progress_bars()
             rows: Iterable[object] = library.load_dataset(
                 source, "main" if source == GSM8K else None, split=split
@@ -168,27 +165,23 @@ def _from_hub(name: str, source: str, split: str) -> Iterable[object]:
             )
         raise ValueError(
             f"{name}: {why}; set env.data to a .jsonl file of questions and answers, or to "
-            f"{GENERATED}"
+            f"{MADE_UP}"
         ) from None
 
 
 @contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
-    """Set the libraries offline if the hub does not answer.
-
-    They use a copy on this machine at once then, instead of after a minute of retries.
-    """
+def _quick_without_network() -> Iterator[None]:
+    """Spares the minute of retries that the libraries make before they look for a copy here."""
     constants: Any = import_module("huggingface_hub.constants")
     was_offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = was_offline or not _is_reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = was_offline
 
 
-def _is_reachable(address: str) -> bool:
-    """Return whether a server answers, whatever its status."""
+def _answers(address: str) -> bool:
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=10).close()
     except HTTPError:

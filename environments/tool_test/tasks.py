@@ -1,4 +1,4 @@
-"""The tasks: the calls asked for, their text for the policy, and which tasks are held out."""
+"""The tasks: which calls are asked for, how they are told, and which are held out."""
 
 from __future__ import annotations
 
@@ -12,29 +12,23 @@ from random import Random
 from environments.tool_test.replies import Call
 from environments.tool_test.tools import CATALOGUE
 
-_TASKS_PER_HELD_OUT = 5  # one task in five is for evaluation
-_MAX_DRAWS = 10_000  # before a part is taken to have no tasks
+_HELD_OUT = 5  # of so many tasks one is for evaluation
+_MOST_DRAWS = 10_000
 
 Task = tuple[Call, ...]
 
 
 class Arguments(StrEnum):
-    """Which arguments are right.
+    """Which arguments are right. Lower-case names, because OmegaConf reads an enum by name."""
 
-    The names are in lower case because OmegaConf reads an enum by its names.
-    """
-
-    given = "given"  # those that the task names
-    free = "free"  # any of the right types; the task names the tools alone
+    given = "given"  # those that the task gives
+    free = "free"  # any of the right types: the tools alone are asked for
 
 
 def draw(
     rng: Random, offered: Sequence[str], *, counts: tuple[int, int], arguments: Arguments
 ) -> Task:
-    """Draw calls of different tools; `counts` is the smallest and the largest number of calls.
-
-    The calls have no arguments if these are free.
-    """
+    """Calls of different tools, as few and as many as `counts`; without arguments where free."""
     names = rng.sample(offered, rng.randint(*counts))
     if arguments is Arguments.free:
         return tuple(map(Call, names))
@@ -49,11 +43,8 @@ def draw_part(
     arguments: Arguments,
     held_out: bool,
 ) -> Task:
-    """Draw a task of the held-out part, or of the training part.
-
-    Raises `LookupError` if the part seems to have no task.
-    """
-    for _ in range(_MAX_DRAWS):
+    """A task of the held-out part, or of the other; LookupError where it seems to have none."""
+    for _ in range(_MOST_DRAWS):
         task = draw(rng, offered, counts=counts, arguments=arguments)
         if is_held_out(task) == held_out:
             return task
@@ -61,14 +52,13 @@ def draw_part(
 
 
 def is_held_out(task: Task) -> bool:
-    """Return whether a task is for evaluation; this depends on its calls, not on their order."""
+    """By its calls alone, in any order."""
     content = sorted(json.dumps([call.name, call.arguments]) for call in task)
-    return int.from_bytes(sha256("\n".join(content).encode()).digest()) % _TASKS_PER_HELD_OUT == 0
+    return int.from_bytes(sha256("\n".join(content).encode()).digest()) % _HELD_OUT == 0
 
 
 @lru_cache(maxsize=64)
 def has_both_parts(offered: tuple[str, ...], counts: tuple[int, int], arguments: Arguments) -> bool:
-    """Return whether there are tasks for training and others for evaluation."""
     rng = Random("tool_test")
     try:
         for held_out in (True, False):
@@ -79,7 +69,7 @@ def has_both_parts(offered: tuple[str, ...], counts: tuple[int, int], arguments:
 
 
 def request(task: Task) -> str:
-    """Return the text of a task for the policy.
+    """The task as the policy is told it.
 
     >>> print(request((Call("set_timer", {"minutes": 5}), Call("say"))))
     Call these tools:

@@ -226,19 +226,11 @@ class CheckpointConfig:
 
 
 @dataclass
-class MemoryConfig:
-    """How a run fits the GPU's memory; null: chosen by what fits."""
+class FitConfig:
+    """How the update is made to fit the GPU; null: chosen by what fits."""
 
     micro_batch_tokens: int | None = None  # in one forward and backward pass, padding included
-    gpu_gib: float | None = None  # memory to plan for; null: what the GPU has
-
-
-@dataclass
-class FitConfig:
-    """The names of `memory.*` before 0.2, accepted for one release."""
-
-    micro_batch_tokens: int | None = None
-    memory_gib: float | None = None
+    memory_gib: float | None = None  # of the GPU; null: what it has
 
 
 @dataclass
@@ -345,20 +337,13 @@ class Config:
     sampler: SamplerKind = SamplerKind.auto
     vllm: VllmConfig = field(default_factory=VllmConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    fit: FitConfig = field(default_factory=FitConfig)  # the old name of `memory`
+    fit: FitConfig = field(default_factory=FitConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-
-    def __post_init__(self) -> None:
-        if self.memory.micro_batch_tokens is None:
-            self.memory.micro_batch_tokens = self.fit.micro_batch_tokens
-        if self.memory.gpu_gib is None:
-            self.memory.gpu_gib = self.fit.memory_gib
 
 
 def default_model(gpu: str, env: str) -> str:

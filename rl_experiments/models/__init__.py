@@ -1,1 +1,0 @@
-"""Models: loading them, making the tiny one, and planning how they share the GPU's memory."""

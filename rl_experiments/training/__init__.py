@@ -1,1 +1,0 @@
-"""Training: TRL's GRPO on episodes, from trajectories to optimizer steps."""
