@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 
 class End(StrEnum):
@@ -108,9 +108,13 @@ class Environment(ABC):
         return replace(self)
 
 
-# A function that reads the environment's public state, may draw from the generator, and returns a
-# reply.
-ScriptedPolicy = Callable[[Any, Random], str]
+class ScriptedPolicy(Protocol):
+    """A function that reads the public state of an environment and returns a reply.
+
+    It may draw from the generator. A policy annotates `env` with the class of its environment.
+    """
+
+    def __call__(self, env: Any, rng: Random, /) -> str: ...
 
 
 # Training seeds are even and evaluation seeds are odd, so no run trains on its evaluation tasks.

@@ -29,7 +29,7 @@ from benchmarks.models import SIZES, model_folder
 from environments import training_seed
 from environments.game2048.env import Rules
 from rl_experiments.config.schema import ModelConfig
-from rl_experiments.models.policy import lora_config
+from rl_experiments.models.loading import lora_config
 
 MAX_EPISODE_TOKENS = 8192
 MAX_REPLY_TOKENS = 32  # for the project's side; TRL limits the whole conversation instead

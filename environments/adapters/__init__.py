@@ -1,4 +1,4 @@
-"""Environments of other libraries, each imported when its adapter is first made."""
+"""Environments of other libraries; a library is imported when its adapter is first made."""
 
 from environments.adapters.gymnasium import GymnasiumText
 from environments.adapters.reasoning_gym import ReasoningGym

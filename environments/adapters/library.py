@@ -1,4 +1,4 @@
-"""What the adapters share of other people's libraries: the import, and their use of chance."""
+"""How adapters use their libraries: import them, and give each episode its own chance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import Any
 
 
 def load(name: str, *, env: str, install: str) -> ModuleType:
-    """Raises a `ValueError` with the command that installs what is missing."""
+    """Import and return a library.
+
+    Raises `ValueError` with the command that installs it if it is missing.
+    """
     try:
         return import_module(name)
     except ImportError as error:
@@ -24,7 +27,11 @@ def load(name: str, *, env: str, install: str) -> ModuleType:
 
 
 class Chance:
-    """The global generators of one episode: what draws from them replays, and disturbs no other."""
+    """A state of the global random generators that belongs to one episode.
+
+    Code that draws from the global generators (of `random` and of numpy) thus replays exactly, and
+    does not disturb other episodes.
+    """
 
     def __init__(self, key: str) -> None:
         rng = random.Random(key)
@@ -34,7 +41,7 @@ class Chance:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Inside, the generators are the episode's, and what is printed is dropped."""
+        """Switch the generators to the episode's state; text printed meanwhile is dropped."""
         numpy: Any = sys.modules.get("numpy")
         outer, outer_numpy = random.getstate(), numpy and numpy.random.get_state()
         random.setstate(self._state)
@@ -55,4 +62,5 @@ class Chance:
 
 
 def one_line(error: Exception) -> str:
+    """Return the type and the message of an error as one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

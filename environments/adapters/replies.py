@@ -1,4 +1,4 @@
-"""From a reply to its answer or action, whatever the reply, in linear time."""
+"""Replies with one XML element: read its text, write it. Both take linear time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from environments.replies import without_thinking
 
 
 def as_element(tag: str, text: object) -> str:
+    """Write an element, such as <answer>12</answer>."""
     return f"<{tag}>{text}</{tag}>"
 
 
 def last_element(tag: str, reply: str) -> str | None:
-    """The text in the last element of that tag outside the thinking; None if there is none.
+    """Return the text of the last element with a tag, outside the thinking; None without one.
 
     >>> last_element("answer", "<answer>1</answer> or <answer> 2 </answer>")
     '2'

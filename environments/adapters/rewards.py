@@ -1,4 +1,4 @@
-"""Rewards of other libraries within bounds."""
+"""Bounds for the rewards of other libraries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from numbers import Real
 
 
 def bounded(reward: object, low: float, high: float) -> float:
-    """The reward, no lower and no higher; 0 (or the nearest bound) for what is no number."""
+    """Return a reward within bounds; a value that is not a number counts as 0."""
     value = float(reward) if isinstance(reward, Real) else 0.0
     return min(max(0.0 if math.isnan(value) else value, low), high)

@@ -1,4 +1,4 @@
-"""Single-turn function calls of the Berkeley leaderboard as a text environment."""
+"""The single-turn function calls of the Berkeley leaderboard (BFCL) as a text environment."""
 
 from environments.bfcl_single_turn.env import BfclSingleTurn
 

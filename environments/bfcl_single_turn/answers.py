@@ -1,6 +1,6 @@
-"""A right reply from a case's possible answers: a value for each argument, as the checker reads it.
+"""Make right calls from the possible answers of a case, for the oracle.
 
-Java and JavaScript take every argument as the text of an expression.
+Arguments of Java and JavaScript functions become text, because the checker reads expressions there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _PLACEHOLDERS: dict[str, Any] = {
 
 
 def right_calls(case: Case) -> list[NamedArguments]:
-    """What the benchmark expects; none for irrelevance, any plausible call for relevance."""
+    """Return the calls that the benchmark expects.
+
+    These are none for irrelevance, and one plausible call for relevance.
+    """
     if "irrelevance" in case["category"]:
         return []
     if "relevance" in case["category"]:
@@ -37,17 +40,19 @@ def right_calls(case: Case) -> list[NamedArguments]:
 
 
 def _offered_name(case: Case, name: str) -> str:
+    """Return the name that the tool of a function has in the prompt."""
     functions = [function["name"] for function in case["function"]]
-    found: str = case["tools"][functions.index(name)]["function"]["name"]
-    return found
+    offered: str = case["tools"][functions.index(name)]["function"]["name"]
+    return offered
 
 
 def _arguments(case: Case, name: str, values: dict[str, list[Any]]) -> dict[str, Any]:
+    """Return one accepted value for each argument that has one."""
     function = next(f for f in case["function"] if f["name"] == name)
     properties = function["parameters"]["properties"]
     chosen = {}
     for parameter, accepted in values.items():
-        # "" stands for an argument that may be left out.
+        # Among the accepted values "" means that the argument may be left out.
         needed = parameter in function["parameters"]["required"]
         usable = [value for value in accepted if value != ""] or (accepted if needed else [])
         if usable and parameter in properties:
@@ -65,7 +70,11 @@ def _as_argument(case: Case, schema: dict[str, Any], value: Any) -> Any:
 
 
 def _without_choices(schema: dict[str, Any], value: Any) -> Any:
-    """Each value of a dictionary is a list of those that may stand there; "" for none."""
+    """Return a value with one choice for each entry of a dictionary.
+
+    In the possible answers an entry holds the list of accepted values; "" means that it may be
+    left out.
+    """
     if isinstance(value, dict):
         given = {key: [v for v in accepted if v != ""] for key, accepted in value.items()}
         return {key: accepted[0] for key, accepted in given.items() if accepted}
@@ -102,7 +111,7 @@ def _scalar(value: Any, suffix: str) -> str:
 
 
 def _plausible_call(case: Case) -> NamedArguments:
-    """The first tool with the request itself for text."""
+    """Return a call of the first tool, with the request as each argument that is text."""
     tool = case["tools"][0]["function"]
     request, properties = conversation(case)[1], tool["parameters"]["properties"]
     return tool["name"], {

@@ -1,4 +1,4 @@
-"""Scripted policies for function calls: each looks at the environment's case and writes a reply."""
+"""Scripted policies for function calls: each reads the case and writes a reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_CALL = "None of these functions can do that."
 
 
 def random(env: BfclSingleTurn, rng: Random) -> str:
-    """A call of any tool, half of the time with arguments of the right types, else with none."""
+    """Call any tool, half of the time with arguments of the right types, otherwise without."""
     tools = [tool["function"] for tool in env.case["tools"]]
     if not tools:
         return as_reply([("call", {})])
@@ -30,13 +30,13 @@ def random(env: BfclSingleTurn, rng: Random) -> str:
 
 
 def oracle(env: BfclSingleTurn, _: Random) -> str:
-    """What the benchmark expects."""
+    """Make the calls that the benchmark expects."""
     calls = right_calls(env.case)
     return as_reply(calls) if calls else NO_CALL
 
 
 def silent(_: BfclSingleTurn, __: Random) -> str:
-    """No call, which is right where no tool fits."""
+    """Make no call, which is right where no tool fits."""
     return NO_CALL
 
 

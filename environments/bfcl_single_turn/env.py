@@ -1,4 +1,4 @@
-"""The function-calling environment: one request, tools that may fit it, one reply."""
+"""The function-calling environment: one request, tools that may fit it, and one reply."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from environments.settings import is_int, is_number, require
 
 @dataclass
 class BfclSingleTurn(Environment):
-    """Call the functions that a request needs, or none where none fits."""
+    """Call the functions that a request needs, or answer in words if none fits."""
 
-    categories: list[str] = field(default_factory=lambda: ["single_turn"])  # or groups of them
-    max_prompt_chars: int | None = 10000  # of functions and messages; cases above are left out
-    evaluation_share: float = 0.2  # of the cases, by a hash
-    keep_unwinnable: bool = False  # the cases that no reply can win
-    official_weight: float = 0.7
-    partial_weight: float = 0.3
-    invalid_penalty: float = 0.2  # for a call that cannot be decoded, and for nothing at all
+    categories: list[str] = field(default_factory=lambda: ["single_turn"])  # and groups of them
+    max_prompt_chars: int | None = 10000  # cases with longer functions and messages are left out
+    evaluation_share: float = 0.2  # share of the cases for evaluation, by a hash of the request
+    keep_unwinnable: bool = False  # whether to keep the cases that no reply can win
+    official_weight: float = 0.7  # reward for the official verdict
+    partial_weight: float = 0.3  # reward for the share of right arguments
+    invalid_penalty: float = 0.2  # for an empty reply, or a call that cannot be decoded
 
     recommended_model: ClassVar[str] = "xlam_2_3b_fc_r"
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
@@ -34,13 +34,13 @@ class BfclSingleTurn(Environment):
     def __post_init__(self) -> None:
         chosen = tuple(self.categories)
         try:
-            named = bool(category_names(chosen))
+            is_known = bool(category_names(chosen))
         except KeyError:
-            named = False
-        known = "single_turn, live, non_live, python, non_python, or of " + ", ".join(
-            official().single_turn
-        )
-        require(named, "categories", self.categories, f"a list of {known}")
+            is_known = False
+        names = ", ".join(official().single_turn)
+        groups = "single_turn, live, non_live, python, non_python"
+        allowed = f"a list of groups ({groups}) or categories ({names})"
+        require(is_known, "categories", self.categories, allowed)
         chars, share = self.max_prompt_chars, self.evaluation_share
         valid = chars is None or is_int(chars, 1)
         require(valid, "max_prompt_chars", chars, "a whole number > 0, or null")
@@ -50,37 +50,38 @@ class BfclSingleTurn(Environment):
         for name in ("official_weight", "partial_weight", "invalid_penalty"):
             value = getattr(self, name)
             require(is_number(value, 0), name, value, "a number >= 0")
-        self._parts = split(
+        self.entries = split(
             chosen, max_prompt_chars=chars, evaluation_share=share, keep_unwinnable=kept
         )
-        enough = f"such that cases are left for training and evaluation (max_prompt_chars={chars})"
-        require(all(self._parts), "categories", self.categories, enough)
+        allowed = f"such that cases are left for training and evaluation (max_prompt_chars={chars})"
+        require(all(self.entries), "categories", self.categories, allowed)
         self._case: Case | None = None
 
     @property
     def case(self) -> Case:
-        """The present one, for scripted policies."""
+        """The case of the current episode."""
         if self._case is None:
             raise RuntimeError("no episode: call reset")
         return self._case
 
     @property
     def system_prompt(self) -> str:
-        """The present case's own, which few have."""
+        """The system message of the current case, which few cases have."""
         return conversation(self._case)[0] if self._case else ""
 
     @property
     def tools(self) -> list[dict[str, Any]] | None:
-        """The present case's; before the first reset, and where a case has none, None."""
+        """The tools of the current case; None for a case without tools and before `reset`."""
         return (self._case["tools"] or None) if self._case else None
 
     @property
     def category(self) -> str:
+        """The benchmark's category of the current case."""
         return self._case["category"] if self._case else ""
 
     def reset(self, seed: int, *, member: int = 0) -> str:
-        cases = self._parts[is_evaluation_seed(seed)]
-        self._case = cases[seed // 2 % len(cases)].case()
+        entries = self.entries[is_evaluation_seed(seed)]
+        self._case = entries[seed // 2 % len(entries)].case()
         self._ended = False
         return conversation(self._case)[1]
 
@@ -96,7 +97,7 @@ class BfclSingleTurn(Environment):
         if not parsed.is_valid:
             reward, end = -self.invalid_penalty, End.INVALID
         else:
-            # Any call counts officially where one is wanted and no answer is known.
+            # Officially any call is right for live_relevance, so partial credit takes its place.
             earned = partial if case["category"] == "live_relevance" else float(is_right)
             reward = self.official_weight * earned + self.partial_weight * partial
             end = End.WON if is_right else End.LOST

@@ -1,4 +1,4 @@
-"""The official verdict on the tool calls of a reply."""
+"""The benchmark's verdict on the calls of a reply."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from environments.bfcl_single_turn.official import model_name, official
 def grade(
     case: Mapping[str, Any], tool_calls: Sequence[Mapping[str, Any]] | None, content: str | None
 ) -> bool:
-    """Whether the benchmark counts the reply as right.
+    """Return whether the benchmark counts the reply as right.
 
-    `case` has id, category, question, function, tools and possible_answer; a tool call has name
-    and arguments, the latter as JSON text. Read as the benchmark reads a model with an interface
-    for function calls, where `content` is never a call; what makes the checker raise is wrong.
+    `case` has id, category, question, function, tools and possible_answer. A tool call has a name,
+    and arguments as JSON text. Calls are read as of a model with an interface for function calls,
+    so `content` is never a call. A reply that makes the checker raise is wrong.
     """
     category = category_of(case)
     decoded = _decoded(tool_calls)
-    if "relevance" in category:  # irrelevance, too: right without a call that can be decoded
+    if "relevance" in category:  # irrelevance too, which is right without a decodable call
         called = not official().is_empty_output(decoded)
         return called != ("irrelevance" in category)
     if not official().is_function_calling_format_output(decoded):
@@ -40,16 +40,18 @@ def grade(
 
 
 def category_of(case: Mapping[str, Any]) -> str:
+    """Return the category of a case, from its id if the case does not name it."""
     return str(case.get("category") or case["id"].rsplit("_", 1)[0])
 
 
 def answers_of(case: Mapping[str, Any]) -> list[dict[str, dict[str, list[Any]]]]:
-    """Of each expected call, its name and the values that each argument may have."""
+    """Return the expected calls, each as {name: {argument: accepted values}}."""
     answers = case.get("possible_answer") or []
     return list(answers["ground_truth"] if isinstance(answers, Mapping) else answers)
 
 
 def language_of(category: str) -> Any:
+    """Return the programming language of a category, as the benchmark's enum."""
     languages = official().languages
     if "javascript" in category:
         return languages.JAVASCRIPT
@@ -57,12 +59,12 @@ def language_of(category: str) -> Any:
 
 
 def writes_dots(case: Mapping[str, Any]) -> bool:
-    """Whether the tools keep the dots of the functions' names; the usual schemas cannot."""
+    """Return whether the tools keep the dots in names of functions, which most schemas forbid."""
     return any("." in tool.get("function", tool)["name"] for tool in case.get("tools") or ())
 
 
 def _decoded(tool_calls: Sequence[Mapping[str, Any]] | None) -> Any:
-    """A dict {name: arguments} for each call; None where there is none, or decoding fails."""
+    """Return {name: arguments} for each call, or None if the arguments cannot be decoded."""
     try:
         return [{call["name"]: json.loads(call["arguments"])} for call in tool_calls or ()]
     except Exception:

@@ -1,4 +1,4 @@
-"""The parts of bfcl-eval that are used here: imported when first needed, from any install of it."""
+"""The parts of bfcl-eval that this environment uses, imported when they are first needed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-# The declared dependencies take gigabytes; these are the ones that single turns need.
+# The declared dependencies take gigabytes; single turns need only these.
 INSTALL = (
     "pip install --no-deps bfcl-eval==2026.3.23 && pip install filelock tenacity "
     "tree_sitter==0.21.3 tree-sitter-java==0.21.0 tree-sitter-javascript==0.21.4"
 )
 
 _MODELS = "bfcl_eval.constants.model_config"
-# Models of the leaderboard, of which the checker asks one thing: whether they call a function
-# `a.b` by the name a_b, because their interface allows no dots.
+# Two models of the leaderboard. The checker asks one thing of a model: whether it writes the name
+# of a function `a.b` as a_b, because its interface allows no dots.
 _MODEL_WITHOUT_DOTS, _MODEL_WITH_DOTS = "gpt-4o-2024-11-20-FC", "Salesforce/xLAM-2-3b-fc-r"
 
 
 @dataclass(frozen=True)
 class Official:
-    """Functions of bfcl-eval, under its own names."""
+    """Functions and tables of bfcl-eval, under their names there."""
 
     ast_checker: Callable[..., dict[str, Any]]
     simple_function_checker: Callable[..., dict[str, Any]]
@@ -46,16 +46,19 @@ class Official:
 
 @lru_cache(maxsize=1)
 def official() -> Official:
-    """Raises a `ValueError` with the commands that install what is missing."""
+    """Return the parts of bfcl-eval.
+
+    Raises `ValueError` with the commands that install it if it is missing.
+    """
     try:
-        with _project_root(), _models_known_by_name():
+        with _project_root(), _small_table_of_models():
             checker = import_module("bfcl_eval.eval_checker.ast_eval.ast_checker")
             utils = import_module("bfcl_eval.utils")
             tools = import_module("bfcl_eval.model_handler.utils")
             categories = import_module("bfcl_eval.constants.category_mapping")
             types = import_module("bfcl_eval.constants.type_mappings")
             enums = import_module("bfcl_eval.constants.enums")
-    except Exception as error:  # another tree_sitter fails in ways of its own
+    except Exception as error:  # another version of tree_sitter raises errors of any type
         raise ValueError(
             f"env=bfcl_single_turn needs bfcl-eval ({type(error).__name__}: {error}): {INSTALL}; "
             "or choose another env"
@@ -78,20 +81,23 @@ def official() -> Official:
 
 
 def model_name(*, dots: bool) -> str:
-    """A model for the checker: one that writes dots in names as they are, or one that cannot."""
+    """Return the name of a model that keeps dots in names of functions, or of one that cannot."""
     return _MODEL_WITH_DOTS if dots else _MODEL_WITHOUT_DOTS
 
 
 class _Models(dict[str, Any]):
-    """The leaderboard's models: two of them here, the rest from the full install if asked for."""
+    """The leaderboard's table of models: two are here, others come from the full install."""
 
     def __missing__(self, name: str) -> Any:
         return import_module(_MODELS).MODEL_CONFIG_MAPPING[name]
 
 
 @contextmanager
-def _models_known_by_name() -> Iterator[None]:
-    """The table of models imports the clients of all providers: keep it out, unless it is in."""
+def _small_table_of_models() -> Iterator[None]:
+    """Replace the table of models, which imports the clients of all providers.
+
+    Does nothing if the real table is imported already.
+    """
     if _MODELS in sys.modules:
         yield
         return
@@ -110,17 +116,17 @@ def _models_known_by_name() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="bfcl-")  # kept to the end of the process
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bfcl-")  # deleted at the end of the process
 
 
 @contextmanager
 def _project_root() -> Iterator[None]:
-    """When imported, bfcl-eval makes folders: not in site-packages."""
+    """Let bfcl-eval, which makes folders when it is imported, make them in a temporary folder."""
     if "BFCL_PROJECT_ROOT" in os.environ:
         yield
         return
-    os.environ["BFCL_PROJECT_ROOT"] = _folder().name
+    os.environ["BFCL_PROJECT_ROOT"] = _temporary_folder().name
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""From a reply to tool calls, whatever the reply; only what can be graded quickly is graded."""
+"""Replies with function calls: parse one, limit it to what is graded quickly, write one."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from environments.replies import without_thinking
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 # Far beyond what any case needs.
-_MAX_REPLY, _MAX_ARGUMENTS = 65_536, 8_192  # characters
-# The checker reads collections of Java and JavaScript by patterns that can take hours. Within
-# these limits they take milliseconds; a run of spaces may be shortened, as no answer has one.
-_COLLECTIONS = ("HashMap", "ArrayList", "Array", "array", "dict")
-_MAX_COLLECTION, _MAX_OF_A_BRACKET = 300, 8
+_MAX_REPLY_CHARACTERS = 65_536
+_MAX_ARGUMENT_CHARACTERS = 8_192  # of all calls together
+# The checker's patterns for collections of Java and JavaScript can take hours. Within these limits
+# they take milliseconds. Runs of spaces are shortened, because no right answer has them.
+_COLLECTION_TYPES = ("HashMap", "ArrayList", "Array", "array", "dict")
+_MAX_COLLECTION_CHARACTERS = 300
+_MAX_SAME_BRACKETS = 8
 _SPACES = re.compile(r"(\s\s)\s+")
-
 
 NamedArguments = tuple[str, dict[str, Any]]  # the name of a function, and its arguments
 
 
 class Call(TypedDict):
+    """A function call as the benchmark takes it."""
+
     name: str
-    arguments: str  # JSON
+    arguments: str  # JSON text
 
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """`calls` is None where there is none that can be decoded."""
+    """The calls of a reply; None if the reply has no call that can be decoded."""
 
     calls: list[Call] | None
-    is_valid: bool = True  # no attempt at a call failed, and something is said
-    is_gradable: bool = True
+    is_valid: bool = True  # the reply is not empty, and every call in it can be decoded
+    is_gradable: bool = True  # the checker can grade the calls in milliseconds
 
 
 _INVALID = ParsedReply(None, is_valid=False)
 
 
 def parse(reply: str) -> ParsedReply:
-    """The calls of a reply: each in Hermes tags, or all as the JSON array that is the whole reply.
+    """Return the calls of a reply: each in Hermes tags, or the whole reply as a JSON array.
 
-    The latter is what the template of xLAM asks for. One bad call spoils the reply.
+    The template of xLAM asks for the array. If one call cannot be decoded, the reply is invalid.
     """
-    if len(reply) > _MAX_REPLY:
+    if len(reply) > _MAX_REPLY_CHARACTERS:
         return ParsedReply(None, is_valid=False, is_gradable=False)
     text = without_thinking(reply).strip()
     if _OPEN in text:
@@ -56,12 +59,12 @@ def parse(reply: str) -> ParsedReply:
     else:
         return ParsedReply(None) if text else _INVALID
     try:
-        found = [call for block in blocks for call in _as_list(json.loads(block))]
-        calls = [Call(name=c["name"], arguments=json.dumps(c["arguments"])) for c in found]
+        decoded = [call for block in blocks for call in _as_list(json.loads(block))]
+        calls = [Call(name=c["name"], arguments=json.dumps(c["arguments"])) for c in decoded]
     except (ValueError, TypeError, LookupError, RecursionError):
         return _INVALID
-    named = all(isinstance(call["name"], str) for call in found)
-    has_objects = all(isinstance(call["arguments"], dict) for call in found)
+    named = all(isinstance(call["name"], str) for call in decoded)
+    has_objects = all(isinstance(call["arguments"], dict) for call in decoded)
     return ParsedReply(calls, is_valid=has_objects) if named else _INVALID
 
 
@@ -76,9 +79,9 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def within_limits(case: Case, parsed: ParsedReply) -> ParsedReply:
-    """The parsed with calls that can be graded quickly, or marked as not gradable."""
+    """Return the parsed reply with its runs of spaces shortened, or marked as not gradable."""
     calls = parsed.calls or []
-    gradable = sum(len(call["arguments"]) for call in calls) <= _MAX_ARGUMENTS
+    gradable = sum(len(call["arguments"]) for call in calls) <= _MAX_ARGUMENT_CHARACTERS
     if gradable and calls and "java" in case["category"]:
         shortened = [_shortened(case, call) for call in calls]
         gradable = all(_is_quick(case, call) for call in shortened)
@@ -87,16 +90,17 @@ def within_limits(case: Case, parsed: ParsedReply) -> ParsedReply:
 
 
 def _collections(case: Case, arguments: Any) -> dict[str, str]:
-    """The arguments that the checker reads as collections: those are text in these languages."""
+    """Return the arguments, each of them text, that the checker reads as collections."""
     known = case["function"][0]["parameters"]["properties"]
     return {
         name: value
         for name, value in (arguments.items() if isinstance(arguments, dict) else ())
-        if isinstance(value, str) and known.get(name, {}).get("type") in _COLLECTIONS
+        if isinstance(value, str) and known.get(name, {}).get("type") in _COLLECTION_TYPES
     }
 
 
 def _shortened(case: Case, call: Call) -> Call:
+    """Return a call with shorter runs of spaces in its collections."""
     arguments = json.loads(call["arguments"])
     changed = {k: _SPACES.sub(r"\1", v) for k, v in _collections(case, arguments).items()}
     if not changed:
@@ -105,9 +109,10 @@ def _shortened(case: Case, call: Call) -> Call:
 
 
 def _is_quick(case: Case, call: Call) -> bool:
+    """Return whether the checker takes milliseconds for the collections of a call."""
     values = _collections(case, json.loads(call["arguments"])).values()
     return all(
-        len(value) <= _MAX_COLLECTION
-        and all(value.count(bracket) <= _MAX_OF_A_BRACKET for bracket in "()[]{}<>")
+        len(value) <= _MAX_COLLECTION_CHARACTERS
+        and all(value.count(bracket) <= _MAX_SAME_BRACKETS for bracket in "()[]{}<>")
         for value in values
     )

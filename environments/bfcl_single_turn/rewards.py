@@ -1,4 +1,4 @@
-"""The training reward: official verdict, partial credit by argument, and what is plausible."""
+"""Partial credit for calls: the share of right arguments, or whether a call is plausible."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
 }
 _WORD = re.compile(r"[^\W_]{3,}")
-_MOST_PLAUSIBLE = 8  # calls, where no answer tells how many are wanted
+_MAX_PLAUSIBLE_CALLS = 8  # for cases without an expected number of calls
 
 
 def partial_credit(case: Case, calls: Sequence[Call]) -> float:
-    """From 0 to 1. Without an expected answer: no call, or calls that are plausible."""
+    """Return the partial credit of the calls, from 0 to 1.
+
+    For cases without expected calls it is 1 for no call (irrelevance), or the share of plausible
+    calls (relevance).
+    """
     if "irrelevance" in case["category"]:
         return float(not calls)
     if "relevance" in case["category"]:
-        if not 0 < len(calls) <= _MOST_PLAUSIBLE:
+        if not 0 < len(calls) <= _MAX_PLAUSIBLE_CALLS:
             return 0.0
         return sum(is_plausible(case, call) for call in calls) / len(calls)
-    return matched(case, calls)
+    return share_of_right_arguments(case, calls)
 
 
-def matched(case: Case, calls: Sequence[Call]) -> float:
-    """The calls paired with the expected ones, best first: the mean share of right arguments.
+def share_of_right_arguments(case: Case, calls: Sequence[Call]) -> float:
+    """Pair the calls with the expected ones, best first; return the mean share of right arguments.
 
-    Calls beside the expected ones lower it; twice as many come to nothing.
+    Superfluous calls lower the mean. More than twice the expected number of calls earns 0.
     """
     answers = answers_of(case)
     if not calls or len(calls) > 2 * len(answers):
@@ -58,7 +62,10 @@ def matched(case: Case, calls: Sequence[Call]) -> float:
 
 
 def right_share(case: Case, answer: dict[str, dict[str, list[Any]]], call: Call) -> float:
-    """Right arguments among those that are given or needed; the name alone earns nothing."""
+    """Return the share of right arguments among those that are given or required, for one pair.
+
+    A right name alone earns nothing.
+    """
     ((name, values),) = answer.items()
     function = _function(case, name)
     given = json.loads(call["arguments"])
@@ -70,14 +77,14 @@ def right_share(case: Case, answer: dict[str, dict[str, list[Any]]], call: Call)
         _is_right(case, function, parameter, value, values.get(parameter))
         for parameter, value in given.items()
     )
-    asked = len(needed | given.keys())
-    return right / asked if asked else 1.0
+    count = len(needed | given.keys())
+    return right / count if count else 1.0
 
 
 def _is_right(
     case: Case, function: dict[str, Any], parameter: str, value: Any, accepted: list[Any] | None
 ) -> bool:
-    """The official verdict on a call of one argument."""
+    """Return the official verdict on a call that has only this argument."""
     name, properties = function["name"], function["parameters"]["properties"]
     if parameter not in properties or accepted is None:
         return False
@@ -101,13 +108,15 @@ def _function(case: Case, name: str) -> dict[str, Any] | None:
 
 
 def _called(case: Case, name: str) -> str:
+    """Return the name under which the tools offer a function."""
     return name if writes_dots(case) else name.replace(".", "_")
 
 
 def is_plausible(case: Case, call: Call) -> bool:
-    """Whether the call fits a tool's schema and, where it has text of its own, the request.
+    """Return whether a call fits a tool's schema and shares a word with the request.
 
-    The benchmark takes any call for relevant, so that without this any well-formed one would win.
+    A call without free text needs no shared word. The benchmark counts any call as relevant, so
+    without this check every well-formed call would win.
     """
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in case["tools"]}
     schema, given = schemas.get(call["name"]), json.loads(call["arguments"])
@@ -119,8 +128,8 @@ def is_plausible(case: Case, call: Call) -> bool:
     if not all(_fits(properties[name], value) for name, value in given.items()):
         return False
     texts = [v for k, v in given.items() if isinstance(v, str) and "enum" not in properties[k]]
-    asked = {*_WORD.findall(conversation(case)[1].lower())}
-    return not texts or any(not asked.isdisjoint(_WORD.findall(t.lower())) for t in texts)
+    request_words = {*_WORD.findall(conversation(case)[1].lower())}
+    return not texts or any(not request_words.isdisjoint(_WORD.findall(t.lower())) for t in texts)
 
 
 def _fits(schema: dict[str, Any], value: Any) -> bool:

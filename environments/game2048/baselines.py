@@ -1,4 +1,4 @@
-"""Scripted policies for 2048: each looks at the environment's board and writes a reply."""
+"""Scripted policies for 2048: each reads the board and writes a reply."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ CORNER_ORDER = ("left", "down", "right", "up")
 
 
 def random(env: Game2048, rng: Random) -> str:
-    """Any of the four directions."""
+    """Move in any of the four directions."""
     return as_reply(rng.choice(DIRECTIONS))
 
 
 def random_legal(env: Game2048, rng: Random) -> str:
-    """Any direction that changes the board."""
+    """Move in any direction that changes the board."""
     return as_reply(rng.choice(legal_directions(env.board)))
 
 
 def corner_order(env: Game2048, rng: Random) -> str:
-    """The first of left, down, right, up that changes the board."""
+    """Move in the first of left, down, right and up that changes the board."""
     return as_reply(next(d for d in CORNER_ORDER if move(env.board, d)[2]))
 
 
 def merge_greedy(env: Game2048, rng: Random) -> str:
-    """A direction that merges most tiles, any of the best, among those that change the board."""
+    """Move in the direction that merges the most tiles; choose among the best at random."""
     merges: dict[str, int] = {}
     for direction in DIRECTIONS:
         board, _, changed = move(env.board, direction)

@@ -1,4 +1,4 @@
-"""The 2048 environment: one move a turn, until the win value, a dead board or a limit."""
+"""The 2048 environment: one move a turn, until the win value, a stuck board or a limit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,15 @@ from environments.settings import is_int, member, require
 
 
 class Rules(StrEnum):
-    """Which game. Lower-case names, because OmegaConf reads an enum by name."""
+    """Which variant of the rules holds.
 
-    art = "art"  # a tile comes after every move, even an idle one; a full board ends the game
-    standard = "standard"  # an idle direction changes nothing; over when no direction moves a tile
+    The names are in lower case because OmegaConf reads an enum by its names.
+    """
+
+    # A tile appears after every move, even one that changes nothing; a full board ends the game.
+    art = "art"
+    # A move that changes nothing adds no tile; the game ends when no move can change the board.
+    standard = "standard"
 
 
 @dataclass
@@ -41,14 +46,14 @@ class Game2048(Environment):
 
     rules: Rules = Rules.standard
     win_value: int = 128
-    size: int = 4  # rows, and columns
-    max_moves: int | None = None
+    size: int = 4  # number of rows, and of columns
+    max_moves: int | None = None  # None: no limit
     parser: Parser = Parser.strict
-    hints: bool = False  # a line below the board: what each direction gains
-    earlier_turns: int | None = None  # shown before the present board; None for all
-    gain_reward: float = 1.0  # for merging tiles up to `win_value` in sum
-    illegal_penalty: float = 0.1  # for a direction that changes nothing
-    win_bonus: float = 1.0
+    hints: bool = False  # whether a line below the board shows what each direction gains
+    earlier_turns: int | None = None  # turns shown before the current board; None: all
+    gain_reward: float = 1.0  # turn reward for merged tiles that sum to `win_value`
+    illegal_penalty: float = 0.1  # taken from the turn reward for a move that changes nothing
+    win_bonus: float = 1.0  # added to the turn reward of the winning move
 
     recommended_model: ClassVar[str] = "qwen2_5_3b"
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
@@ -59,10 +64,10 @@ class Game2048(Environment):
         win = self.win_value
         require(is_int(win, 8) and win & (win - 1) == 0, "win_value", win, "a power of two >= 8")
         require(is_int(self.size, 2), "size", self.size, "a whole number >= 2")
-        for name, least in (("max_moves", 1), ("earlier_turns", 0)):
+        for name, minimum in (("max_moves", 1), ("earlier_turns", 0)):
             value = getattr(self, name)
-            valid = value is None or is_int(value, least)
-            require(valid, name, value, f"a whole number >= {least}, or null")
+            valid = value is None or is_int(value, minimum)
+            require(valid, name, value, f"a whole number >= {minimum}, or null")
         require(isinstance(self.hints, bool), "hints", self.hints, "true or false")
         for name in ("gain_reward", "illegal_penalty", "win_bonus"):
             value = getattr(self, name)
@@ -84,7 +89,7 @@ class Game2048(Environment):
         return prompt
 
     def reset(self, seed: int, *, member: int = 0) -> str:
-        """All members start from one board; the tiles that come later are each member's own."""
+        """Begin with a board that depends on the seed alone; later tiles depend on `member` too."""
         self.board = new_board(self.size, Random(f"2048/{seed}"))
         self.num_moves = 0
         self.illegal_moves = 0
@@ -102,7 +107,9 @@ class Game2048(Environment):
         if not changed:
             self.illegal_moves += 1
             reward -= self.illegal_penalty
-        if changed or self.rules is Rules.art:  # under art rules a full board has ended the game
+        if (
+            changed or self.rules is Rules.art
+        ):  # there is a free cell: under art rules a full board ends the game
             board = spawn(board, self._rng)
         self.board = board
         self.num_moves += 1
@@ -116,7 +123,7 @@ class Game2048(Environment):
         return self._finish(End.TRUNCATED, reward=0.0)
 
     def reply_from_input(self, text: str) -> str:
-        """Takes a direction, its beginning (l, r, u, d), an arrow, or a reply as it is."""
+        """Accept a direction, its first letters (l, r, u, d), an arrow, or a whole reply."""
         direction = direction_from_input(text)
         return as_reply(direction) if direction else text
 
@@ -155,6 +162,6 @@ class Game2048(Environment):
 
 
 def _hint_line(board: Board) -> str:
-    """What each direction gains, none if it moves no tile: `left=4 right=none up=0 down=8`."""
+    """Return what each direction gains, as `left=4 right=none up=0 down=8`; none: nothing moves."""
     moves = [(direction, *move(board, direction)) for direction in DIRECTIONS]
     return " ".join(f"{d}={gained if changed else 'none'}" for d, _, gained, changed in moves)

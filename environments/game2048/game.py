@@ -1,4 +1,4 @@
-"""The rules of 2048 on a board of rows of cells, 0 for empty; no function changes its input."""
+"""The rules of 2048, as functions that return new boards: lists of rows, with 0 for empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIRECTIONS = ("left", "right", "up", "down")
 
 
 def move(board: Board, direction: str) -> tuple[Board, int, bool]:
-    """Slide all tiles: the new board, the sum of the merged tiles, whether anything changed."""
+    """Slide all tiles; return the new board, the sum of the merged tiles, whether it changed."""
     if direction not in DIRECTIONS:
         raise ValueError(f"unknown direction {direction!r}: not one of {', '.join(DIRECTIONS)}")
     vertical = direction in ("up", "down")
@@ -24,9 +24,9 @@ def move(board: Board, direction: str) -> tuple[Board, int, bool]:
     return list(map(list, rows)), gained, moved != lines
 
 
-@lru_cache(maxsize=1 << 17)  # lines recur: a look-up costs a tenth of the loop
+@lru_cache(maxsize=1 << 17)  # lines recur, and a look-up costs a tenth of the loop
 def _slide(line: tuple[int, ...], backward: bool) -> tuple[tuple[int, ...], int]:
-    """Slide one line to its start, or to its end when `backward`; each tile merges once."""
+    """Slide one line to its start, or to its end if `backward`; each tile merges at most once."""
     if backward:
         slid, gained = _slide(line[::-1], False)
         return slid[::-1], gained
@@ -45,7 +45,10 @@ def _slide(line: tuple[int, ...], backward: bool) -> tuple[tuple[int, ...], int]
 
 
 def spawn(board: Board, rng: Random) -> Board:
-    """Put a 2 (or, one time in ten, a 4) on an empty cell; ValueError when there is none."""
+    """Put a tile on a random empty cell: a 2, or with probability 0.1 a 4.
+
+    Raises `ValueError` if no cell is empty.
+    """
     empty = [(r, c) for r, row in enumerate(board) for c, tile in enumerate(row) if not tile]
     if not empty:
         raise ValueError("no empty cell to put a tile on")
@@ -56,34 +59,37 @@ def spawn(board: Board, rng: Random) -> Board:
 
 
 def new_board(size: int, rng: Random) -> Board:
-    """A square board with two tiles."""
+    """Return a square board with two tiles."""
     return spawn(spawn([[0] * size for _ in range(size)], rng), rng)
 
 
 def legal_directions(board: Board) -> list[str]:
-    """The directions that change the board."""
+    """Return the directions that change the board."""
     return [direction for direction in DIRECTIONS if move(board, direction)[2]]
 
 
 def is_full(board: Board) -> bool:
+    """Return whether no cell is empty."""
     return all(map(all, board))
 
 
 def is_over(board: Board) -> bool:
-    """Whether no direction changes the board."""
+    """Return whether no direction changes the board."""
     return not any(move(board, direction)[2] for direction in DIRECTIONS)
 
 
 def max_tile(board: Board) -> int:
+    """Return the largest tile."""
     return max(map(max, board))
 
 
 def tile_sum(board: Board) -> int:
+    """Return the sum of all tiles."""
     return sum(map(sum, board))
 
 
 def render(board: Board) -> str:
-    r"""Rows of cells as wide as the widest number.
+    r"""Return the board as text, with cells as wide as the widest number.
 
     >>> render([[2, 0], [16, 4]])
     ' 2| _\n16| 4'

@@ -1,4 +1,4 @@
-"""From a reply to a direction, whatever the reply; every pattern runs in linear time."""
+"""Replies of 2048: parse one, write one. Every pattern takes linear time on any text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from environments.replies import without_thinking
 
 
 class Parser(StrEnum):
-    """How a reply is read. Lower-case names, because OmegaConf reads an enum by name."""
+    """How strictly a reply is read.
 
-    strict = "strict"
-    lenient = "lenient"
+    The names are in lower case because OmegaConf reads an enum by its names.
+    """
+
+    strict = "strict"  # the whole reply is the move element
+    lenient = "lenient"  # the last move element outside the thinking counts
 
 
-# What an XML parser accepts of an element without attributes: spaces around it, at the end of its
-# tags, and in its text those that `str.strip` takes off and XML allows.
+# The strict pattern accepts what an XML parser accepts: spaces around the element and at the end of
+# its tags, and around its text the spaces that XML allows and `str.strip` removes.
 _XML_SPACE = r"[ \t\r\n]*"
 _TEXT_SPACE = r"[^\S\x0b\x0c\x1c-\x1f]*"
 _STRICT = re.compile(
@@ -30,10 +33,7 @@ _ARROWS = {"←": "left", "→": "right", "↑": "up", "↓": "down"}
 
 
 def parse(reply: str, parser: Parser) -> str | None:
-    """The direction that a reply names; None if it cannot be read.
-
-    Strict: the whole reply is the element. Lenient: its last move element outside the thinking.
-    """
+    """Return the direction that a reply names, or None if it cannot be read."""
     if parser is Parser.strict:
         match = _STRICT.fullmatch(reply)
         return match[1] if match else None
@@ -52,9 +52,9 @@ def as_reply(direction: str) -> str:
 
 
 def direction_from_input(text: str) -> str | None:
-    """The direction a person typed: a word, its beginning (l, r, u, d) or an arrow.
+    """Return the direction that a person typed: a word, its first letters, or an arrow.
 
-    Not w, a, s, d: "d" is down.
+    The keys w, a, s, d do not work, because "d" is down.
     """
     word = text.strip().lower()
     if word in _ARROWS:

@@ -1,4 +1,4 @@
-"""The rewards of 2048: of a whole episode, from its last board, and of one turn."""
+"""The rewards of 2048: constants, and the reward of an episode from its last board."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ INVALID_REWARD = -1.0
 
 
 def episode_reward(*, max_value: int, board_value: int, win_value: int) -> float:
-    """From 0 to just over 1 by the largest tile (and a little by the sum of all); 2 for a win."""
+    """Return 2 for a win; otherwise 0 to just over 1, by the largest tile and the sum of all."""
     if max_value >= win_value:
         return WIN_REWARD
     progress = (log2(max_value) - 1) / (log2(win_value) - 1)

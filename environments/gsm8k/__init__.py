@@ -1,4 +1,4 @@
-"""Grade school arithmetic in words: GSM8K, questions of one's own, or made-up ones."""
+"""Grade school arithmetic in words: GSM8K, questions from a file, or generated questions."""
 
 from environments.gsm8k.env import Gsm8k
 

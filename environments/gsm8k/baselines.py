@@ -1,4 +1,4 @@
-"""Scripted policies for GSM8K: each looks at the environment's questions and writes a reply."""
+"""Scripted policies for GSM8K: each reads the questions and writes a reply."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ if TYPE_CHECKING:
 
 
 def random(env: Gsm8k, rng: Random) -> str:
-    """The answer of any training question."""
+    """Reply with the answer of any training question."""
     return as_reply(gold_number(rng.choice(env.questions.training).answer))
 
 
 def commonest(env: Gsm8k, rng: Random) -> str:
-    """The number that answers most of the training questions."""
-    return as_reply(_commonest(env.questions.training))
+    """Reply with the most common answer of the training questions."""
+    return as_reply(_most_common_answer(env.questions.training))
 
 
 def last_in_question(env: Gsm8k, rng: Random) -> str:
-    """The last word of the question that is a number, else 0."""
+    """Reply with the last word of the question that is a number, or with 0 if there is none."""
     words = env.item.question.replace("$", "").split()
     return as_reply(next((word for word in reversed(words) if word.isdigit()), 0))
 
 
 def oracle(env: Gsm8k, rng: Random) -> str:
+    """Reply with the right answer."""
     return as_reply(env.gold)
 
 
 @lru_cache(maxsize=8)
-def _commonest(items: tuple[Item, ...]) -> str:
+def _most_common_answer(items: tuple[Item, ...]) -> str:
     return str(Counter(gold_number(item.answer) for item in items).most_common(1)[0][0])
 
 

@@ -1,4 +1,4 @@
-"""The questions: from the hub, from files, or made up; and which of them are held out."""
+"""The questions, from the hub, a file or a generator, and which of them are held out."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ from urllib.error import HTTPError
 from environments.gsm8k.replies import gold_number
 
 GSM8K = "openai/gsm8k"
-MADE_UP = "gsm_symbolic"
+GENERATED = "gsm_symbolic"
 
-_HELD_OUT = 0.1  # share of the questions of a source that has no split of its own
-_MADE_UP_COUNT = 10_000
+_HELD_OUT_SHARE = 0.1  # of the questions of a source without a test split
+_GENERATED_COUNT = 10_000
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_CHOICES = f"{GSM8K} or another data set of the hub, {MADE_UP}, or a .jsonl file"
+_CHOICES = f"{GSM8K} or another data set of the hub, {GENERATED}, or a .jsonl file"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question and its answer: a worked solution that ends in "#### 18", or the number alone."""
+    """A question and its answer, which is a number or a worked solution that ends in "#### 18"."""
 
     question: str
     answer: str
 
     @property
     def digest(self) -> bytes:
-        """The same for a question that is spaced or capitalised in another way."""
+        """A hash of the question that ignores spaces and capitals."""
         return sha256(" ".join(self.question.lower().split()).encode(errors="replace")).digest()
 
 
 @dataclass(frozen=True)
 class Questions:
-    """In the order of their episodes; no question is in both."""
+    """The questions of training and of evaluation in the order of their episodes, none in both."""
 
     training: tuple[Item, ...]
     evaluation: tuple[Item, ...]
 
 
-@lru_cache(maxsize=8)  # once a process: every copy of the environment asks for them
+@lru_cache(maxsize=8)  # read once a process, although every copy of the environment asks
 def questions(data: str, evaluation_data: str | None) -> Questions:
-    """Those of the two settings. Without the second the source is split.
+    """Return the questions that the settings `data` and `evaluation_data` name.
 
-    The hub's data sets have a test split; of any other source a tenth is held out, by a hash of the
-    question, and at least one question of two. A ValueError names the setting that is wrong.
+    Without `evaluation_data` the evaluation takes the test split of a data set of the hub. Of any
+    other source it takes a tenth, by a hash of the question, and at least one question. Raises
+    `ValueError` with the name of the setting that is wrong.
     """
     if evaluation_data is not None:
         training = _read("data", data, split="train")
@@ -72,18 +73,19 @@ def questions(data: str, evaluation_data: str | None) -> Questions:
 
 
 def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Return the training questions and the held-out ones of a source without a split."""
     ordered = sorted(items, key=lambda item: item.digest)
-    share = sum(int.from_bytes(item.digest[:8]) < _HELD_OUT * 2**64 for item in ordered)
+    share = sum(int.from_bytes(item.digest[:8]) < _HELD_OUT_SHARE * 2**64 for item in ordered)
     count = max(1, min(share, len(ordered) - 1))
     return ordered[count:], ordered[:count]
 
 
 def _read(setting: str, source: str, *, split: str) -> list[Item]:
-    """The source's questions, each once; one at least."""
+    """Return the questions of a source without repetitions. Raises `ValueError` if it has none."""
     name = f"env.{setting}={source}"
     rows: Iterable[object]
-    if source == MADE_UP:
-        rows = _made_up(name)
+    if source == GENERATED:
+        rows = _generated(name)
     elif _is_on_hub(source):
         rows = _from_hub(name, source, split)
     else:
@@ -93,7 +95,7 @@ def _read(setting: str, source: str, *, split: str) -> list[Item]:
         item = _item(name, number, row)
         items.setdefault(item.digest, item)
     if not items:
-        raise ValueError(f"{name}: must have a question at least")
+        raise ValueError(f"{name}: must have at least one question")
     return list(items.values())
 
 
@@ -103,7 +105,7 @@ def _is_on_hub(source: str) -> bool:
 
 
 def _item(name: str, number: int, row: object) -> Item:
-    """Of a row with `question` and `answer`; other fields are ignored."""
+    """Return the question and answer of a row of the source; other fields are ignored."""
     question, answer = (
         row.get(key) if isinstance(row, Mapping) else None for key in ("question", "answer")
     )
@@ -121,25 +123,26 @@ def _from_file(name: str, source: str) -> Iterator[object]:
     try:
         text = Path(source).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise ValueError(f"{name}: must be {_CHOICES} ({reason})") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError):
-                raise ValueError(f"{name}: line {number} is no JSON object") from None
+                raise ValueError(f"{name}: line {number} is not a JSON object") from None
 
 
-def _made_up(name: str) -> Iterator[object]:
+def _generated(name: str) -> Iterator[object]:
     try:
         library = import_module("reasoning_gym")
     except ImportError:
         raise ValueError(
-            f"{name}: needs a library (pip install reasoning-gym); or set env.data to a .jsonl file"
+            f"{name}: needs reasoning-gym: pip install reasoning-gym, or set "
+            "env.data to a .jsonl file"
         ) from None
-    made = library.create_dataset("gsm_symbolic", size=_MADE_UP_COUNT, seed=0)
-    return (made[index] for index in range(_MADE_UP_COUNT))
+    dataset = library.create_dataset("gsm_symbolic", size=_GENERATED_COUNT, seed=0)
+    return (dataset[index] for index in range(_GENERATED_COUNT))
 
 
 def _from_hub(name: str, source: str, split: str) -> Iterable[object]:
@@ -147,10 +150,10 @@ def _from_hub(name: str, source: str, split: str) -> Iterable[object]:
         library: Any = import_module("datasets")
     except ImportError:
         raise ValueError(
-            f"{name}: needs a library (pip install datasets); or set env.data to a .jsonl file"
+            f"{name}: needs datasets: pip install datasets, or set env.data to a .jsonl file"
         ) from None
     try:
-        with _quick_without_network():
+        with _offline_if_unreachable():
             library.disable_progress_bars()
             rows: Iterable[object] = library.load_dataset(
                 source, "main" if source == GSM8K else None, split=split
@@ -165,23 +168,27 @@ def _from_hub(name: str, source: str, split: str) -> Iterable[object]:
             )
         raise ValueError(
             f"{name}: {why}; set env.data to a .jsonl file of questions and answers, or to "
-            f"{MADE_UP}"
+            f"{GENERATED}"
         ) from None
 
 
 @contextmanager
-def _quick_without_network() -> Iterator[None]:
-    """Spares the minute of retries that the libraries make before they look for a copy here."""
+def _offline_if_unreachable() -> Iterator[None]:
+    """Set the libraries offline if the hub does not answer.
+
+    They use a copy on this machine at once then, instead of after a minute of retries.
+    """
     constants: Any = import_module("huggingface_hub.constants")
     was_offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = was_offline or not _is_reachable(constants.ENDPOINT)
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = was_offline
 
 
-def _answers(address: str) -> bool:
+def _is_reachable(address: str) -> bool:
+    """Return whether a server answers, whatever its status."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=10).close()
     except HTTPError:

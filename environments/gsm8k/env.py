@@ -13,17 +13,17 @@ from environments.gsm8k.replies import as_reply, gold_number, parse
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
 from environments.settings import is_number, require
 
-_MOST_STEPS = 8  # that a category tells apart
+_MAX_STEPS = 8  # longer solutions share one category
 
 
 @dataclass
 class Gsm8k(Environment):
-    """Solve a question of grade school arithmetic in one reply."""
+    """Answer a question of grade school arithmetic in one reply."""
 
-    data: str = GSM8K  # a data set on the hub, a .jsonl file, or gsm_symbolic
-    evaluation_data: str | None = None  # held-out questions of their own; None: a split of `data`
-    correct_weight: float = 1.0
-    format_weight: float = 0.1  # for any answer that can be read
+    data: str = GSM8K  # a data set of the hub, a .jsonl file, or gsm_symbolic
+    evaluation_data: str | None = None  # the questions of evaluation; None: a part of `data`
+    correct_weight: float = 1.0  # reward for the right number
+    format_weight: float = 0.1  # reward for any number that can be read
 
     recommended_model: ClassVar[str] = "qwen2_5_1_5b"
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
@@ -44,9 +44,9 @@ class Gsm8k(Environment):
 
     @property
     def category(self) -> str:
-        """How many steps the worked solution has, where there is one."""
-        steps = min(self.item.answer.count("<<"), _MOST_STEPS)
-        more = " or more" if steps == _MOST_STEPS else ""
+        """The number of steps of the worked solution, as `2 steps`; empty without one."""
+        steps = min(self.item.answer.count("<<"), _MAX_STEPS)
+        more = " or more" if steps == _MAX_STEPS else ""
         return f"{steps}{more} step{'s' if steps > 1 else ''}" if steps else ""
 
     def reset(self, seed: int, *, member: int = 0) -> str:
@@ -74,7 +74,7 @@ class Gsm8k(Environment):
         return self._finish(End.TRUNCATED)
 
     def reply_from_input(self, text: str) -> str:
-        """Takes the number alone, or a reply as it is."""
+        """Accept the number alone, or a whole reply."""
         is_bare = "boxed" not in text and "####" not in text
         return as_reply(text.strip()) if is_bare else text
 

@@ -1,6 +1,7 @@
-r"""From a reply to the one number it answers with, and whether that is the right one.
+r"""Replies of GSM8K: parse the one number that a reply answers with, grade it, write a reply.
 
-No alarm and no state, so it works in any thread; a reply of any length takes a few milliseconds.
+The parser has no alarm and no state, so it works in any thread, and a reply of any length takes it
+a few milliseconds.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from itertools import pairwise
 from environments.gsm8k.numbers import number, words
 from environments.replies import without_thinking
 
-_MOST_CHARACTERS = 1 << 18  # of a reply that is read at all
-_READ = 1 << 15  # of them, from the end of what is no thinking
-_MOST_MARKS = 64
-_MOST_CORRECTED = 5  # other numbers that may have been marked before the answer
+_MAX_CHARACTERS = 1 << 18  # a longer reply is not read
+_READ_CHARACTERS = 1 << 15  # read from the end of a reply, without its thinking
+_MAX_MARKS = 64  # a reply with more marked answers has none
+_MAX_CORRECTIONS = 5  # other numbers that may be marked before the answer
 
 _MARK = re.compile(r"####|\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _DIGIT = re.compile(r"[0-9]")
-# With one of them two marked numbers are a choice; with any other word the later corrects.
-_CHOICE = {"or", "either", "maybe", "perhaps", "possibly", "alternatively", "could", "might"}
+# With one of these words two marked numbers are a choice between them. With any other words the
+# later number corrects the earlier one.
+_CHOICE_WORDS = {"or", "either", "maybe", "perhaps", "possibly", "alternatively", "could", "might"}
 
 
 def grade(text: str, gold: str) -> bool:
-    r"""Whether a reply answers with the gold number, given alone or as GSM8K's answer field.
+    r"""Return whether a reply answers with the gold number.
+
+    `gold` is a number or an answer field of GSM8K, which ends in "#### 18".
 
     >>> [grade(reply, "18") for reply in (r"\boxed{\$18.00}", "#### 18 eggs", "#### 9*2", "18")]
     [True, True, False, False]
@@ -35,43 +39,46 @@ def grade(text: str, gold: str) -> bool:
 
 
 def gold_number(gold: str) -> Decimal:
-    """The number of an answer field ("... #### 18") or of a number alone; ValueError if none."""
-    found = number(gold.rpartition("####")[2])
-    if found is None:
+    """Return the number of an answer field, which is a number or ends in "#### 18".
+
+    Raises `ValueError` if there is none.
+    """
+    value = number(gold.rpartition("####")[2])
+    if value is None:
         raise ValueError(f"{gold[-40:]!r} does not end in a number")
-    return found
+    return value
 
 
 def parse(text: str) -> Decimal | None:
-    r"""The number in the last \boxed{} or after the last ####, outside the thinking.
+    r"""Return the number in the last \boxed{} or after the last ####, outside the thinking.
 
-    None without one, when it is no single number, and when the reply offers several: side by side,
-    with an "or" between them, or more in a row than anyone corrects.
+    Returns None if nothing is marked, if the marked text is not one number, and if the reply offers
+    several numbers: side by side, with an "or" between them, or after too many corrections.
     """
-    if len(text) > _MOST_CHARACTERS:
+    if len(text) > _MAX_CHARACTERS:
         return None
-    marked = list(_marked(without_thinking(text)[-_READ:]))
-    if not marked or len(marked) > _MOST_MARKS:
+    marked = list(_marked_answers(without_thinking(text)[-_READ_CHARACTERS:]))
+    if not marked or len(marked) > _MAX_MARKS:
         return None
     numbers = [number(content) for content, _ in marked]
     for (earlier, later), (content, between) in zip(pairwise(numbers), marked, strict=False):
         if earlier != later and not _is_corrected(earlier, content, between):
             return None
     corrected = {*numbers} - {None, numbers[-1]}
-    return numbers[-1] if len(corrected) <= _MOST_CORRECTED else None
+    return numbers[-1] if len(corrected) <= _MAX_CORRECTIONS else None
 
 
-def as_reply(number: object) -> str:
+def as_reply(answer: object) -> str:
     r"""Write a reply that answers with a number.
 
     >>> as_reply(18)
     '\\boxed{18}'
     """
-    return f"\\boxed{{{number}}}"
+    return f"\\boxed{{{answer}}}"
 
 
-def _marked(text: str) -> Iterator[tuple[str, str]]:
-    """What is marked as the answer, each time, with the text from there to the next mark."""
+def _marked_answers(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the text of each marked answer, and the text between it and the next mark."""
     spans = list(_spans(text))
     following = [*(begin for begin, _, _ in spans), len(text)][1:]
     for (_, start, end), next_begin in zip(spans, following, strict=True):
@@ -79,9 +86,9 @@ def _marked(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int, int]]:
-    """Of each marked answer the beginning of its mark, and its own start and end.
+    """Yield for each marked answer: the start of its mark, and its own start and end.
 
-    A line after #### that has no digit is a heading.
+    A line with #### and no digit is a heading, not an answer.
     """
     closings = _closings(text)
     marks = list(_MARK.finditer(text))
@@ -101,20 +108,23 @@ def _spans(text: str) -> Iterator[tuple[int, int, int]]:
 
 
 def _closings(text: str) -> dict[int, int]:
-    """Where each brace that is opened is closed."""
+    """Return the position of the closing brace for the position of each opening one."""
     opened: list[int] = []
-    found = {}
+    closings = {}
     for brace in _BRACE.finditer(text) if "\\boxed" in text else ():
         if brace[0] == "{":
             opened.append(brace.start())
         elif brace[0] == "}" and opened:
-            found[opened.pop()] = brace.start()
-    return found
+            closings[opened.pop()] = brace.start()
+    return closings
 
 
 def _is_corrected(earlier: Decimal | None, content: str, between: str) -> bool:
-    """Whether another answer may follow this one; what is no number may stand beside one."""
-    said = {*words(between)}
-    if not _CHOICE.isdisjoint(said | {*words(content)}):
+    """Return whether the words between two marked answers let the later one correct the earlier.
+
+    An earlier answer that is not a number (None) needs no words of correction.
+    """
+    words_between = {*words(between)}
+    if not _CHOICE_WORDS.isdisjoint(words_between | {*words(content)}):
         return False
-    return earlier is None or bool(said - {"and"})
+    return earlier is None or bool(words_between - {"and"})

@@ -1,4 +1,4 @@
-"""Calls of dummy tools, asked for by name."""
+"""A test of tool calls: dummy tools that are asked for by name."""
 
 from environments.tool_test.env import ToolTest
 

@@ -1,4 +1,4 @@
-"""Scripted policies: each looks at the calls asked for and at those made, and writes a reply."""
+"""Scripted policies: each reads the calls asked for and those made, and writes a reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DONE = "Done."
 
 
 def random(env: ToolTest, rng: Random) -> str:
-    """Any tools with any arguments of the right types, as few and as many as tasks may have."""
+    """Call any tools with any arguments of the right types, as many as a task may ask for."""
     count = rng.randint(env.min_calls, env.max_calls)
     names = rng.sample(env.names, count)
     if env.one_a_turn and len(env.made) >= count:
@@ -26,27 +26,28 @@ def random(env: ToolTest, rng: Random) -> str:
 
 
 def random_arguments(env: ToolTest, rng: Random) -> str:
-    """The right tools with any arguments of the right types."""
+    """Call the right tools with any arguments of the right types."""
     asked = [call.name for call in env.asked]
-    return _following(env, [Call(name, CATALOGUE[name].draw(rng)) for name in asked])
+    return _remaining(env, [Call(name, CATALOGUE[name].draw(rng)) for name in asked])
 
 
 def every_tool(env: ToolTest, rng: Random) -> str:
-    """All tools there are, with the right arguments where they are asked for."""
+    """Call all tools, with the right arguments for those that are asked for."""
     asked = {call.name: call for call in env.asked}
     drawn = {name: CATALOGUE[name].draw(rng) for name in env.names}
     calls = [Call(name, drawn[name] | {**asked.get(name, Call()).arguments}) for name in env.names]
-    return _following(env, calls)
+    return _remaining(env, calls)
 
 
 def oracle(env: ToolTest, rng: Random) -> str:
+    """Call the tools asked for with the right arguments."""
     drawn = [CATALOGUE[call.name].draw(rng) for call in env.asked]
     calls = zip(env.asked, drawn, strict=True)
-    return _following(env, [Call(call.name, any_ | {**call.arguments}) for call, any_ in calls])
+    return _remaining(env, [Call(call.name, any_ | {**call.arguments}) for call, any_ in calls])
 
 
-def _following(env: ToolTest, calls: Sequence[Call]) -> str:
-    """All the calls, or the next one of them."""
+def _remaining(env: ToolTest, calls: Sequence[Call]) -> str:
+    """Write the calls that are not made yet, or the next one if each turn has one call."""
     left = calls[len(env.made) :]
     return _reply(env, left) if left else _DONE
 

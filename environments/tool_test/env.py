@@ -1,4 +1,4 @@
-"""The tool test: calls of dummy tools, all in one reply or one a turn."""
+"""The tool test: call dummy tools, all in one reply or one a turn."""
 
 from __future__ import annotations
 
@@ -23,42 +23,43 @@ _WEIGHTS = ("exact_weight", "names_weight", "arguments_weight", "calls_weight")
 class ToolTest(Environment):
     """Call the tools that are asked for, with the right arguments, and no others."""
 
-    offered: list[str] = field(default_factory=list)  # names of tools; none: all there are
-    min_calls: int = 1
+    offered: list[str] = field(default_factory=list)  # names of tools; empty: all
+    min_calls: int = 1  # that a task asks for
     max_calls: int = 3
     arguments: Arguments = Arguments.given
-    one_a_turn: bool = False  # calls follow each other, each after the tool's answer to the last
-    max_turns: int = 8  # for that
-    exact_weight: float = 0.8  # for exactly the calls asked for
-    names_weight: float = 0.1  # for the share of right tools
-    arguments_weight: float = 0.1  # of right arguments
-    calls_weight: float = 0.0  # of right calls
+    one_a_turn: bool = False  # whether each turn has one call, which the tool answers
+    max_turns: int = 8  # of an episode with `one_a_turn`
+    exact_weight: float = 0.8  # reward for exactly the calls asked for
+    names_weight: float = 0.1  # reward for the share of right tools
+    arguments_weight: float = 0.1  # reward for the share of right arguments
+    calls_weight: float = 0.0  # reward for the share of right calls
 
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
 
     def __post_init__(self) -> None:
         names = self.offered
         valid = len({*names}) == len(names) and {*names} <= {*CATALOGUE}
-        require(valid, "offered", ",".join(names), f"different ones of {', '.join(CATALOGUE)}")
+        require(valid, "offered", ",".join(names), f"different names among {', '.join(CATALOGUE)}")
         self.names = list(names or CATALOGUE)
-        most = len(self.names)
-        valid = is_int(self.min_calls, 1, most)
-        require(valid, "min_calls", self.min_calls, f"from 1 to {most}, as many as are offered")
-        valid = is_int(self.max_calls, self.min_calls, most)
-        require(valid, "max_calls", self.max_calls, f"from env.min_calls to {most}, the same")
+        count = len(self.names)
+        valid = is_int(self.min_calls, 1, count)
+        require(valid, "min_calls", self.min_calls, f"from 1 to {count}, as many as are offered")
+        valid = is_int(self.max_calls, self.min_calls, count)
+        require(valid, "max_calls", self.max_calls, f"from env.min_calls to {count}")
         self.arguments = member(Arguments, "arguments", self.arguments)
         require(isinstance(self.one_a_turn, bool), "one_a_turn", self.one_a_turn, "true or false")
-        least = self.max_calls + 1 if self.one_a_turn else 1
-        valid = is_int(self.max_turns, least, 1000)
-        require(valid, "max_turns", self.max_turns, f"from {least}, one a call and a last one")
+        minimum = self.max_calls + 1 if self.one_a_turn else 1
+        valid = is_int(self.max_turns, minimum, 1000)
+        allowed = f"from {minimum} to 1000; one_a_turn needs one more than env.max_calls"
+        require(valid, "max_turns", self.max_turns, allowed)
         for name in _WEIGHTS:
             value = getattr(self, name)
             require(is_number(value, 0, 100), name, value, "from 0 to 100")
         self._counts = (self.min_calls, self.max_calls)
         if not tasks.has_both_parts(tuple(self.names), self._counts, self.arguments):
             raise ValueError(
-                f"env.offered={','.join(self.names)}: must give tasks for training and others for "
-                "evaluation; offer more tools, or raise env.max_calls"
+                f"env.offered={','.join(self.names)}: must leave tasks for training and others for "
+                "evaluation: offer more tools, or raise env.max_calls"
             )
 
     @property
@@ -76,7 +77,7 @@ class ToolTest(Environment):
 
     @property
     def category(self) -> str:
-        """How many calls are asked for."""
+        """The number of calls asked for, as `2 calls`."""
         return f"{len(self.asked)} call{'s' if len(self.asked) > 1 else ''}"
 
     def reset(self, seed: int, *, member: int = 0) -> str:
@@ -89,7 +90,7 @@ class ToolTest(Environment):
         )
         self.made: list[Call] = []
         self.turns = 0
-        self._worth = 0.0  # of the episode so far
+        self._reward_so_far = 0.0
         self._ended = False
         return tasks.request(self.asked)
 
@@ -109,19 +110,19 @@ class ToolTest(Environment):
         return self._finish(End.TRUNCATED)
 
     def reply_from_input(self, text: str) -> str:
-        """Takes a tool's name and its arguments as JSON, `say {"text": "yes"}`, or a reply."""
+        """Accept a tool's name and JSON arguments, `say {"text": "yes"}`, or a whole reply."""
         name, _, arguments = text.strip().partition(" ")
         if name not in CATALOGUE:
             return text
         return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments or "{}"}}}\n</tool_call>'
 
     def _take(self, calls: Sequence[Call]) -> Step:
-        """A turn of calls that goes on, unless it is the last; of several none is carried out."""
-        wrong = _what_is_wrong(calls)
+        """Play a turn with calls; of several calls in one turn none is carried out."""
+        problem = _problem(calls)
         self.made += calls if len(calls) == 1 else [Call()] * len(calls)
         if self.turns == self.max_turns:
             return self._finish(End.TRUNCATED)
-        answer = {"error": wrong} if wrong else {"result": "done"}
+        answer = {"error": problem} if problem else {"result": "done"}
         return Step(observation=json.dumps(answer), role="tool", reward=self._gain())
 
     def _finish(self, end: End) -> Step:
@@ -130,7 +131,7 @@ class ToolTest(Environment):
         return Step(
             reward=reward,
             end=end,
-            episode_reward=self._worth,
+            episode_reward=self._reward_so_far,
             metrics={
                 "win": float(end is End.WON),
                 "calls": float(len(self.made)),
@@ -142,9 +143,9 @@ class ToolTest(Environment):
         )
 
     def _gain(self, end: End | None = None) -> float:
-        """What this turn has changed in the reward that the episode would end with."""
-        before, self._worth = self._worth, self._reward(end)
-        return self._worth - before
+        """Return the change that this turn makes to the reward of the episode, if it ended now."""
+        before, self._reward_so_far = self._reward_so_far, self._reward(end)
+        return self._reward_so_far - before
 
     def _reward(self, end: End | None) -> float:
         return (
@@ -155,8 +156,11 @@ class ToolTest(Environment):
         )
 
 
-def _what_is_wrong(calls: Sequence[Call]) -> str:
-    """Why a turn's calls are not carried out; empty if they are. Quotes nothing of them."""
+def _problem(calls: Sequence[Call]) -> str:
+    """Return why the calls of a turn are not carried out, or an empty string if they are.
+
+    It quotes nothing of the reply.
+    """
     if len(calls) > 1:
         return "one call a turn"
     call = calls[0]
@@ -164,4 +168,4 @@ def _what_is_wrong(calls: Sequence[Call]) -> str:
         return "the call cannot be read"
     if call.name not in CATALOGUE:
         return "there is no such tool"
-    return CATALOGUE[call.name].what_is_wrong(call.arguments)
+    return CATALOGUE[call.name].problem(call.arguments)

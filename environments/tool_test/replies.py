@@ -1,4 +1,4 @@
-"""From a reply to the calls it makes, whatever the reply; all of it in linear time."""
+"""Replies of the tool test: parse their calls, write calls. All take linear time on any text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from environments.replies import without_thinking
 
-MOST_CHARACTERS = 1 << 17  # of a reply that is read
-_MOST_CALLS = 64  # that are decoded; any more are unreadable ones
+_MAX_CHARACTERS = 1 << 17  # a longer reply is not read
+_MAX_CALLS = 64  # further calls are not decoded and count as unreadable
 
 _TAG = re.compile(r"<(/?)tool_call>")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call by its name and arguments; one that cannot be read has no name."""
+    """The name and the arguments of a call; a call that cannot be read has no name."""
 
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -28,18 +28,19 @@ _UNREADABLE = Call()
 
 
 def parse(reply: str) -> list[Call]:
-    """The calls outside the thinking, in order; those that are no calls in form have no name.
+    """Return the calls outside the thinking, in order.
 
-    A call is JSON with a name and arguments, and nothing else, between <tool_call> tags.
+    A call is JSON with a name and arguments, and nothing else, between <tool_call> tags. Any other
+    text between the tags becomes a call without a name.
     """
-    if len(reply) > MOST_CHARACTERS:
+    if len(reply) > _MAX_CHARACTERS:
         return []
     _, *rest = _TAG.split(without_thinking(reply))
     calls: list[Call] = []
-    opened: str | None = None  # what follows a tag that has opened a call
+    opened: str | None = None  # the text after a tag that opens a call
     for slash, text in zip(rest[::2], rest[1::2], strict=True):
         if opened is not None:
-            readable = slash and len(calls) < _MOST_CALLS
+            readable = slash and len(calls) < _MAX_CALLS
             calls.append(_call(opened) if readable else _UNREADABLE)
         opened = None if slash else text
     return calls if opened is None else [*calls, _UNREADABLE]
@@ -58,23 +59,23 @@ def as_reply(*calls: Call) -> str:
 
 def _call(text: str) -> Call:
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
+        call = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _UNREADABLE
-    if not isinstance(found, dict) or found.keys() != {"name", "arguments"}:
+    if not isinstance(call, dict) or call.keys() != {"name", "arguments"}:
         return _UNREADABLE
-    name, arguments = found["name"], found["arguments"]
+    name, arguments = call["name"], call["arguments"]
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return _UNREADABLE
     return Call(name, arguments)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key twice")
-    return found
+    decoded = dict(pairs)
+    if len(decoded) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return decoded
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

@@ -1,7 +1,7 @@
-"""The parts of the reward, each from 0 to 1, before their weights.
+"""The parts of the reward of the tool test, each from 0 to 1, without their weights.
 
-Each is a share of the calls asked for or of those made, whichever are more: calls that nobody asked
-for cost as much as calls left out. The calls asked for are of different tools.
+Each share is of the calls asked for or of the calls made, whichever are more. So a call that nobody
+asked for costs as much as a missing call. The calls asked for are of different tools.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from environments.tool_test.tools import CATALOGUE, is_typed
 
 
 def exact(asked: Sequence[Call], made: Sequence[Call]) -> float:
-    """Whether the calls made are those asked for, in any order, and no others."""
+    """Return 1 if the calls made are those asked for, in any order, and no others; else 0."""
     return float(right_calls(asked, made) == 1)
 
 
 def right_names(asked: Sequence[Call], made: Sequence[Call]) -> float:
-    """The share of tools that were called, whatever the arguments."""
+    """Return the share of right tools, whatever their arguments."""
     first = _first_by_name(made)
     return sum(call.name in first for call in asked) / max(len(asked), len(made))
 
 
 def right_arguments(asked: Sequence[Call], made: Sequence[Call]) -> float:
-    """The mean share of right arguments; of a tool that was called again the first call counts."""
+    """Return the mean share of right arguments; only the first call of each tool counts."""
     first = _first_by_name(made)
     shares = [argument_share(call, first[call.name]) for call in asked if call.name in first]
     return sum(shares) / max(len(asked), len(made))
 
 
 def right_calls(asked: Sequence[Call], made: Sequence[Call]) -> float:
-    """The share of calls with the right name and all arguments right."""
+    """Return the share of calls whose name and arguments are all right."""
     first = _first_by_name(made)
     right = [call for call in asked if call.name in first]
     count = sum(argument_share(call, first[call.name]) == 1 for call in right)
@@ -39,7 +39,7 @@ def right_calls(asked: Sequence[Call], made: Sequence[Call]) -> float:
 
 
 def argument_share(asked: Call, made: Call) -> float:
-    """Of the arguments of one call, those of the right type and, where one is given, value."""
+    """Return the share of arguments with the right type and, if the task gives one, value."""
     right = 0
     parameters = CATALOGUE[asked.name].parameters
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""The tasks: which calls are asked for, how they are told, and which are held out."""
+"""The tasks: the calls asked for, their text for the policy, and which tasks are held out."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from random import Random
 from environments.tool_test.replies import Call
 from environments.tool_test.tools import CATALOGUE
 
-_HELD_OUT = 5  # of so many tasks one is for evaluation
-_MOST_DRAWS = 10_000
+_TASKS_PER_HELD_OUT = 5  # one task in five is for evaluation
+_MAX_DRAWS = 10_000  # before a part is taken to have no tasks
 
 Task = tuple[Call, ...]
 
 
 class Arguments(StrEnum):
-    """Which arguments are right. Lower-case names, because OmegaConf reads an enum by name."""
+    """Which arguments are right.
 
-    given = "given"  # those that the task gives
-    free = "free"  # any of the right types: the tools alone are asked for
+    The names are in lower case because OmegaConf reads an enum by its names.
+    """
+
+    given = "given"  # those that the task names
+    free = "free"  # any of the right types; the task names the tools alone
 
 
 def draw(
     rng: Random, offered: Sequence[str], *, counts: tuple[int, int], arguments: Arguments
 ) -> Task:
-    """Calls of different tools, as few and as many as `counts`; without arguments where free."""
+    """Draw calls of different tools; `counts` is the smallest and the largest number of calls.
+
+    The calls have no arguments if these are free.
+    """
     names = rng.sample(offered, rng.randint(*counts))
     if arguments is Arguments.free:
         return tuple(map(Call, names))
@@ -43,8 +49,11 @@ def draw_part(
     arguments: Arguments,
     held_out: bool,
 ) -> Task:
-    """A task of the held-out part, or of the other; LookupError where it seems to have none."""
-    for _ in range(_MOST_DRAWS):
+    """Draw a task of the held-out part, or of the training part.
+
+    Raises `LookupError` if the part seems to have no task.
+    """
+    for _ in range(_MAX_DRAWS):
         task = draw(rng, offered, counts=counts, arguments=arguments)
         if is_held_out(task) == held_out:
             return task
@@ -52,13 +61,14 @@ def draw_part(
 
 
 def is_held_out(task: Task) -> bool:
-    """By its calls alone, in any order."""
+    """Return whether a task is for evaluation; this depends on its calls, not on their order."""
     content = sorted(json.dumps([call.name, call.arguments]) for call in task)
-    return int.from_bytes(sha256("\n".join(content).encode()).digest()) % _HELD_OUT == 0
+    return int.from_bytes(sha256("\n".join(content).encode()).digest()) % _TASKS_PER_HELD_OUT == 0
 
 
 @lru_cache(maxsize=64)
 def has_both_parts(offered: tuple[str, ...], counts: tuple[int, int], arguments: Arguments) -> bool:
+    """Return whether there are tasks for training and others for evaluation."""
     rng = Random("tool_test")
     try:
         for held_out in (True, False):
@@ -69,7 +79,7 @@ def has_both_parts(offered: tuple[str, ...], counts: tuple[int, int], arguments:
 
 
 def request(task: Task) -> str:
-    """The task as the policy is told it.
+    """Return the text of a task for the policy.
 
     >>> print(request((Call("set_timer", {"minutes": 5}), Call("say"))))
     Call these tools:

@@ -1,4 +1,4 @@
-"""The dummy tools: their names, their typed arguments, and the JSON schemas that tell of them."""
+"""The dummy tools: their names, their typed arguments, and their JSON schemas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-_MOST_ITEMS = 3  # of a list that a task asks for
+_MAX_ITEMS = 3  # of a list among the arguments of a task
 _WORDS = ("hello", "goodbye", "thanks", "sorry", "yes", "no", "7", "true", "good night", "ça va?")
 _GOODS = ("apples", "bread", "candles", "milk", "nails", "paper", "rice", "soap", "tea")
 _ROOMS = ("attic", "cellar", "hall", "kitchen")
@@ -24,27 +24,30 @@ _INTEGER: Schema = {"type": "integer"}
 
 @dataclass(frozen=True)
 class Parameter:
-    """An argument of a tool: its JSON schema, and the values (of a list: its items) to ask for."""
+    """An argument of a tool: its JSON schema and the values of tasks (for a list: of its items)."""
 
     name: str
     schema: Schema
     values: tuple[Any, ...]
 
     def draw(self, rng: Random) -> Any:
+        """Draw a value for a task."""
         if self.schema["type"] == "array":
-            return rng.sample(self.values, rng.randint(1, _MOST_ITEMS))
+            return rng.sample(self.values, rng.randint(1, _MAX_ITEMS))
         return rng.choice(self.values)
 
 
 @dataclass(frozen=True)
 class Tool:
+    """A dummy tool with a description and parameters, all of which are required."""
+
     name: str
     description: str
     parameters: tuple[Parameter, ...]
 
     @property
     def schema(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """The JSON schema of the tool, as chat templates expect it."""
         return {
             "type": "function",
             "function": {
@@ -59,11 +62,11 @@ class Tool:
         }
 
     def draw(self, rng: Random) -> dict[str, Any]:
-        """Arguments of the right types."""
+        """Draw arguments of the right types."""
         return {parameter.name: parameter.draw(rng) for parameter in self.parameters}
 
-    def what_is_wrong(self, arguments: Mapping[str, Any]) -> str:
-        """Why the arguments cannot be taken; empty if they can. Quotes nothing of them."""
+    def problem(self, arguments: Mapping[str, Any]) -> str:
+        """Return why the arguments are wrong, or an empty string; it quotes nothing of them."""
         for parameter in self.parameters:
             if parameter.name not in arguments:
                 return f"{parameter.name} is missing"
@@ -135,7 +138,7 @@ CATALOGUE = {
 
 
 def is_typed(value: Any, schema: Schema) -> bool:
-    """Whether a decoded JSON value is what the schema says; true is no number, 5.0 no integer."""
+    """Return whether a decoded JSON value fits a schema; true is no number, 5.0 is no integer."""
     kind = schema["type"]
     if kind == "array":
         is_list = isinstance(value, list) and len(value) <= schema["maxItems"]

@@ -1,4 +1,4 @@
-"""The words: lists that come with the environment or a file, and which of them are held out."""
+"""The word lists, from this folder or from a file, and which words are held out."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ _WORD = re.compile(rf"[a-z]{{{LENGTH}}}")
 
 @dataclass(frozen=True)
 class WordList:
-    """All words, and the secrets of training and of evaluation in the order of their episodes."""
+    """The words that may be guessed, and the secrets in the order of their episodes."""
 
     words: Words
-    known: frozenset[str]
+    known: frozenset[str]  # the same words, for look-ups
     training: Words
     evaluation: Words
 
 
 @lru_cache(maxsize=16)
 def word_list(source: str, held_out: float) -> WordList:
-    """A preset or a file, with so large a share of its words held out for evaluation.
+    """Return a preset list or that of a file, with a share of its words held out for evaluation.
 
-    With a share of 0 both have all words.
+    With a share of 0, training and evaluation both have all words. Raises `ValueError` if the list
+    cannot be read, or if training or evaluation would have no words.
     """
     words = _read(source)
     shuffled = list(words)
@@ -49,7 +50,7 @@ def word_list(source: str, held_out: float) -> WordList:
 
 
 def _is_held_out(word: str, share: float) -> bool:
-    """By the word alone, so that it stays on its side in any list."""
+    """Return whether a word is held out; it depends on the word alone, whatever the list."""
     return int.from_bytes(sha256(word.encode()).digest()[:8]) < share * 2**64
 
 
@@ -57,7 +58,7 @@ def _read(source: str) -> Words:
     path = _FOLDER / f"{source}.txt" if source in PRESETS else Path(source)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError):  # ValueError: no text, or no path
+    except (OSError, ValueError):  # ValueError: not UTF-8, or not a path
         choices = ", ".join(PRESETS)
         raise ValueError(
             f"env.words={source}: must be {choices}, or a text file with one word a line"
@@ -68,9 +69,9 @@ def _read(source: str) -> Words:
         if not word:
             continue
         if not _WORD.fullmatch(word) or word in words:
-            what = "twice in the list" if word in words else f"no word of {LENGTH} letters a to z"
-            raise ValueError(f"env.words={source}: line {number}, {word[:20]!r}, is {what}")
+            problem = "a repetition" if word in words else f"not {LENGTH} letters from a to z"
+            raise ValueError(f"env.words={source}: line {number}, {word[:20]!r}, is {problem}")
         words[word] = None
     if len(words) < 2:
-        raise ValueError(f"env.words={source}: must be a file of two words or more")
+        raise ValueError(f"env.words={source}: must be a file with two words or more")
     return tuple(words)

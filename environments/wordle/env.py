@@ -1,4 +1,4 @@
-"""The Wordle environment: one guess a turn, until the word is found or the guesses are used up."""
+"""The Wordle environment: one guess a turn, until the secret or the last guess."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from environments.wordle.data import word_list
 from environments.wordle.game import LENGTH, SOLVED, Board, feedback, render
 from environments.wordle.replies import as_reply, parse
 
-_FEW = 40  # words that the prompt can name
+_MAX_WORDS_IN_PROMPT = 40  # a longer list is not part of the prompt
 
 
 @dataclass
 class Wordle(Environment):
-    """Find a secret word of five letters."""
+    """Guess a secret word of five letters."""
 
-    words: str = "english"  # or tiny, or a file with one word a line
-    held_out: float = 0.2  # share of the words that only evaluation asks for; 0: no split
+    words: str = "english"  # english, tiny, or a file with one word a line
+    held_out: float = 0.2  # share of the words that are secrets of evaluation only; 0: no split
     guesses: int = 6
-    any_letters: bool = False  # any five letters are a guess, not the list's words alone
-    forgiven: int = 1  # invalid replies in a row; the next one ends the game
-    think: bool = True  # asks for a <think> element before the guess
-    earlier_turns: int | None = None  # shown before the present board; None for all
-    exact_weight: float = 1.0
-    partial_weight: float = 1.0
-    turn_weight: float = 1.0
-    format_weight: float = 0.2
+    any_letters: bool = False  # whether any five letters are a guess, not only words of the list
+    forgiven: int = 1  # invalid replies in a row that cost no guess; one more ends the game
+    think: bool = True  # whether the prompt asks for a <think> element before the guess
+    earlier_turns: int | None = None  # turns shown before the current board; None: all
+    exact_weight: float = 1.0  # reward for the secret
+    partial_weight: float = 1.0  # reward for green and yellow letters
+    turn_weight: float = 1.0  # reward for few turns
+    format_weight: float = 0.2  # reward for replies in the format
 
     recommended_model: ClassVar[str] = "qwen2_5_0_5b"
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
@@ -40,11 +40,11 @@ class Wordle(Environment):
         for name in ("any_letters", "think"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, value, "true or false")
-        for name, least in (("guesses", 1), ("forgiven", 0), ("earlier_turns", 0)):
+        for name, minimum in (("guesses", 1), ("forgiven", 0), ("earlier_turns", 0)):
             value = getattr(self, name)
-            valid = is_int(value, least, 100) or (name == "earlier_turns" and value is None)
+            valid = is_int(value, minimum, 100) or (name == "earlier_turns" and value is None)
             null = ", or null" if name == "earlier_turns" else ""
-            require(valid, name, value, f"a whole number from {least} to 100{null}")
+            require(valid, name, value, f"a whole number from {minimum} to 100{null}")
         for name in ("exact_weight", "partial_weight", "turn_weight", "format_weight"):
             value = getattr(self, name)
             require(is_number(value, 0, 100), name, value, "from 0 to 100")
@@ -68,11 +68,13 @@ class Wordle(Environment):
             "Each letter of a guess is marked: G, in its place; Y, elsewhere in the word; X, not "
             f"in the word, or not once more. Reply in this form:\n{form}"
         )
-        return f"{prompt}\nThe words: {' '.join(words)}" if len(words) <= _FEW else prompt
+        if len(words) > _MAX_WORDS_IN_PROMPT:
+            return prompt
+        return f"{prompt}\nThe words: {' '.join(words)}"
 
     @property
     def category(self) -> str:
-        """Whether the secret has a letter more than once."""
+        """`repeated` if the secret has a letter more than once, else `distinct`."""
         return "distinct" if len(set(self.secret)) == LENGTH else "repeated"
 
     def reset(self, seed: int, *, member: int = 0) -> str:
@@ -90,16 +92,16 @@ class Wordle(Environment):
         self._require_running()
         self.turns += 1
         word = parse(reply)
-        wrong = self._what_is_wrong(word)
+        problem = self._problem(word)
         is_well_formed = replies.is_well_formed(reply, think=self.think)
         self._well_formed += is_well_formed
-        penalty = 0.0 if is_well_formed and not wrong else self.format_weight
-        if wrong or word is None:
+        penalty = 0.0 if is_well_formed and not problem else self.format_weight
+        if problem or word is None:
             self.invalid_replies += 1
             self._invalid_in_a_row += 1
             if self._invalid_in_a_row > self.forgiven:
                 return self._finish(End.INVALID, reward=-penalty)
-            return Step(observation=self._observation(wrong), reward=-penalty)
+            return Step(observation=self._observation(problem), reward=-penalty)
         self._invalid_in_a_row = 0
         marks = feedback(self.secret, word)
         reward = self._turn_reward(marks) - penalty
@@ -115,12 +117,15 @@ class Wordle(Environment):
         return self._finish(End.TRUNCATED, reward=0.0)
 
     def reply_from_input(self, text: str) -> str:
-        """Takes the bare word, or a reply as it is."""
+        """Accept the word alone, or a whole reply."""
         word = text.strip().lower()
         return as_reply(word, think=self.think) if word.isalpha() else text
 
-    def _what_is_wrong(self, word: str | None) -> str:
-        """Why the guess does not count; empty if it does. Quotes nothing but five letters."""
+    def _problem(self, word: str | None) -> str:
+        """Return why a guess does not count, or an empty string if it does.
+
+        It quotes at most five letters of the reply.
+        """
         if word is None:
             return "No guess was found. Reply in the form asked for."
         if len(word) != LENGTH or not (word.isascii() and word.isalpha()):
@@ -129,15 +134,15 @@ class Wordle(Environment):
             return f"{word} is not in the word list."
         return ""
 
-    def _observation(self, said: str = "") -> str:
+    def _observation(self, problem: str = "") -> str:
         left = self.guesses - len(self.board)
-        # Where all turns are shown, the others' marks are in theirs.
+        # If all turns are shown, earlier marks are in the observations of earlier turns.
         shown = self.board[-1:] if self.earlier_turns is None else self.board
-        lines = (said, render(shown), f"{left} {'guess' if left == 1 else 'guesses'} left")
+        lines = (problem, render(shown), f"{left} {'guess' if left == 1 else 'guesses'} left")
         return "\n".join(filter(None, lines))
 
     def _turn_reward(self, marks: str) -> float:
-        """For letters, what this guess has more than the best before it: no letter pays twice."""
+        """Return the reward of a turn. Letters pay only what exceeds the best guess before it."""
         best = max((rewards.partial(earlier) for _, earlier in self.board), default=0.0)
         return (
             self.exact_weight * rewards.exact(marks)
@@ -148,7 +153,9 @@ class Wordle(Environment):
     def _finish(self, end: End, *, reward: float) -> Step:
         self._ended = True
         marks = self.board[-1][1] if self.board else ""
-        paid = "" if end is End.INVALID else marks  # where an invalid reply ends it, no letters pay
+        paid = (
+            "" if end is End.INVALID else marks
+        )  # no letters pay if an invalid reply ends the episode
         well_formed = rewards.well_formed_share(self._well_formed, turns=self.turns)
         return Step(
             observation=f"{render(self.board)}\nThe word is {self.secret}.".lstrip(),

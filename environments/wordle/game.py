@@ -1,4 +1,4 @@
-"""The rules of Wordle: what a guess is answered, and which words are still possible."""
+"""The rules of Wordle: the marks of a guess, and the words that the marks leave possible."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ LENGTH = 5
 SOLVED = "G" * LENGTH
 
 Words = tuple[str, ...]
-Board = tuple[tuple[str, str], ...]  # the guesses so far, each with its feedback
+Board = tuple[tuple[str, str], ...]  # the guesses so far, each with its marks
 
 
 def feedback(secret: str, guess: str) -> str:
-    """A mark for each letter of the guess: G in its place, Y elsewhere in the secret, X neither.
+    """Return a mark for each letter of a guess: G (green), Y (yellow) or X (neither).
 
-    Greens count first; then, from the left, a letter is yellow while the secret has copies left.
+    A green letter is in its place. Then, from the left, a letter is yellow if the secret has a copy
+    of it that no green or earlier yellow letter has used.
 
     >>> feedback("abbey", "babbb")
     'YYGXX'
@@ -33,9 +34,9 @@ def feedback(secret: str, guess: str) -> str:
     return marks
 
 
-@lru_cache(maxsize=4096)  # a guess changes only the last step
+@lru_cache(maxsize=4096)  # a new guess only adds a last step to the recursion
 def consistent(words: Words, board: Board) -> Words:
-    """The words that would have had the guesses answered as they were."""
+    """Return the words that would give every guess on the board its marks."""
     if not board:
         return words
     guess, marks = board[-1]
@@ -43,7 +44,7 @@ def consistent(words: Words, board: Board) -> Words:
 
 
 def render(board: Sequence[tuple[str, str]]) -> str:
-    """A line for each guess.
+    """Return a line of text for each guess.
 
     >>> render([("babbb", "YYGXX")])
     'b=Y a=Y b=G b=X b=X'

@@ -1,4 +1,4 @@
-"""From a reply to a guess, whatever the reply; all of it in linear time."""
+"""Replies of Wordle: parse one, check its format, write one. All take linear time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from environments.replies import without_thinking
 
-MOST_CHARACTERS = 100_000  # of a reply that is read
+_MAX_CHARACTERS = 100_000  # a longer reply is not read
 
 _ELEMENT = re.compile(r"<\s*guess\s*>([^<]*)<\s*/\s*guess\s*>", re.IGNORECASE)
 _WELL_FORMED = re.compile(r"<guess>[a-z]+</guess>", re.IGNORECASE)
@@ -14,19 +14,20 @@ _THOUGHT = "This one may be it."
 
 
 def parse(reply: str) -> str | None:
-    """The text of the last guess element outside the thinking, in lower case; None without one.
+    """Return the text of the last guess element outside the thinking, in lower case.
 
-    Brackets around the word are dropped: `<guess>[crane]</guess>` is how some models were taught.
+    Returns None without one. Brackets around the word are dropped, because some models have learned
+    to write `<guess>[crane]</guess>`.
     """
-    if len(reply) > MOST_CHARACTERS:
+    if len(reply) > _MAX_CHARACTERS:
         return None
     elements = _ELEMENT.findall(without_thinking(reply))
     return elements[-1].strip().strip("[]").strip().lower() if elements else None
 
 
 def is_well_formed(reply: str, *, think: bool) -> bool:
-    """Whether the reply is the guess element, after a think element if asked to, and no more."""
-    if len(reply) > MOST_CHARACTERS:
+    """Return whether a reply is a guess element alone, after a think element if `think`."""
+    if len(reply) > _MAX_CHARACTERS:
         return False
     rest = reply.strip()
     if think:
@@ -37,5 +38,6 @@ def is_well_formed(reply: str, *, think: bool) -> bool:
 
 
 def as_reply(word: str, *, think: bool) -> str:
+    """Write the reply that guesses a word, with a short thought if `think`."""
     guess = f"<guess>{word}</guess>"
     return f"<think>{_THOUGHT}</think>\n{guess}" if think else guess

@@ -32,7 +32,7 @@ from rl_experiments.inference.api_budget import BudgetSpent
 from rl_experiments.inference.api_client import ApiClient
 from rl_experiments.judge.prompt import GroupPrompt, build_prompt
 from rl_experiments.judge.scoring import GroupScores, ScoringStatus, score_group
-from rl_experiments.rollout.types import EpisodeSpec, Trajectory
+from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate, format_estimate
 from rl_experiments.stats.rank_correlation import agreement, spearman

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from rl_experiments.audit.play import Policy
-from rl_experiments.rollout.episode import Episode
-from rl_experiments.rollout.types import Trajectory
+from rl_experiments.rollout.episodes import Episode, Trajectory
 
 _LONG = 20_000  # characters, as many as 4096 tokens have
 _MANY = 50  # answers in one reply

@@ -29,8 +29,10 @@ def task(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], floa
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
                 raise
-            from rl_experiments.models.memory import less_memory
+            from rl_experiments.models.memory import out_of_memory_advice
 
-            raise UserError(f"{one_line(str(error)).split('. ')[0]}; {less_memory(cfg)}") from error
+            raise UserError(
+                f"{one_line(str(error)).split('. ')[0]}; {out_of_memory_advice(cfg)}"
+            ) from error
 
     return run

@@ -14,8 +14,7 @@ from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.preflight import composed
-from rl_experiments.rollout.episode import Episode
-from rl_experiments.rollout.types import EpisodeSpec
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec
 
 _PAUSE = 0.5  # seconds between the moves of a watched policy, in a terminal
 

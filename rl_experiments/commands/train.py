@@ -89,10 +89,12 @@ def _train(
     config, environment = experiment.config, experiment.environment
     with progress.status("loading PyTorch and TRL"):
         from rl_experiments.models.policy import load_policy
-        from rl_experiments.training.grpo import Reporter, build_trainer, trainer_arguments
+        from rl_experiments.training.build import build_trainer
+        from rl_experiments.training.grpo_config import make_grpo_config
+        from rl_experiments.training.reporter import Reporter
 
         distributed.initialize()
-        arguments = trainer_arguments(config, run)
+        arguments = make_grpo_config(config, run.checkpoints)
     with progress.status("loading the model (made at random and warmed up, the first time)"):
         policy = load_policy(config, environment, run.folder, trains=True)
     for note in policy.notes:
@@ -122,7 +124,7 @@ def _train(
     )
 
     def validate(step: int) -> None:
-        with trainer.phases("evaluation"):
+        with trainer.phase_timer.phase("evaluation"):
             model, quiet = trainer.accelerator.unwrap_model(trainer.model), Progress(quiet=True)
             result = play(validation, "validation", f"step {step}", model, quiet)
         trainer.record("eval/win_rate", result.win_rate.value)
@@ -138,7 +140,7 @@ def _train(
         progress.print(f"Going on from step {done}" if done else "No checkpoint: from the start")
     with progress.phase("train step", total=steps, done=done, line_per_note=True) as advance:
         every = config.evaluation.every_steps
-        reporter = Reporter(run, advance, validate=validate, every=every)
+        reporter = Reporter(run, advance, validate=validate, validate_every_steps=every)
         trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     if reporter.stopped:

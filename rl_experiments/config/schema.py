@@ -226,11 +226,19 @@ class CheckpointConfig:
 
 
 @dataclass
-class FitConfig:
-    """How the update is made to fit the GPU; null: chosen by what fits."""
+class MemoryConfig:
+    """How a run fits the GPU's memory; null: chosen by what fits."""
 
     micro_batch_tokens: int | None = None  # in one forward and backward pass, padding included
-    memory_gib: float | None = None  # of the GPU; null: what it has
+    gpu_gib: float | None = None  # memory to plan for; null: what the GPU has
+
+
+@dataclass
+class FitConfig:
+    """The names of `memory.*` before 0.2, accepted for one release."""
+
+    micro_batch_tokens: int | None = None
+    memory_gib: float | None = None
 
 
 @dataclass
@@ -337,13 +345,20 @@ class Config:
     sampler: SamplerKind = SamplerKind.auto
     vllm: VllmConfig = field(default_factory=VllmConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    fit: FitConfig = field(default_factory=FitConfig)  # the old name of `memory`
     reward: RewardConfig = field(default_factory=RewardConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def __post_init__(self) -> None:
+        if self.memory.micro_batch_tokens is None:
+            self.memory.micro_batch_tokens = self.fit.micro_batch_tokens
+        if self.memory.gpu_gib is None:
+            self.memory.gpu_gib = self.fit.memory_gib
 
 
 def default_model(gpu: str, env: str) -> str:

@@ -1,68 +1,56 @@
-"""The model that plays and learns, its tokenizer, and the rollouts that it makes."""
+"""The policy: a model with its tokenizer, and the engine that plays it where one is used."""
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import json
-import logging
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-import transformers
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import cached_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from environments import Environment
 from rl_experiments import distributed
-from rl_experiments.checkpoints.store import fetched, is_remote
-from rl_experiments.config.schema import (
-    Config,
-    LoraConfig,
-    ModelConfig,
-    SamplerKind,
-    VllmConfig,
-    VllmMode,
-)
+from rl_experiments.config.schema import Config, SamplerKind, VllmConfig, VllmMode
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.inference.sampler import Engine, Sampler
 from rl_experiments.inference.transformers_sampler import TransformersSampler
 from rl_experiments.inference.vllm_colocated import VllmEngine
-from rl_experiments.models.memory import MemoryPlan, ModelDims, fit
-from rl_experiments.models.tiny import best_device, cache_folder, scratch_model
-from rl_experiments.paths import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, VLLM_LOG_FILE
+from rl_experiments.models.loading import (
+    base_model_folder,
+    load_model,
+    merged_model_folder,
+    quiet_libraries,
+    resolve_model_path,
+)
+from rl_experiments.models.memory import MemoryPlan, plan_memory
+from rl_experiments.models.memory_needs import BYTES_PER_GIB, ModelDims
+from rl_experiments.models.tiny import best_device
+from rl_experiments.paths import VLLM_LOG_FILE
+from rl_experiments.rollout.episodes import RolloutRunner
 from rl_experiments.rollout.renderer import RendererCache
-from rl_experiments.rollout.runner import RolloutRunner
+
+_ERROR_CHARACTERS_SHOWN = 300
 
 
 @dataclass(frozen=True)
 class Policy:
-    model: PreTrainedModel | None  # None where a server alone has it
+    """A model with its tokenizer, and what plays it."""
+
+    model: PreTrainedModel | None  # None if only the vLLM server has it
     tokenizer: PreTrainedTokenizerBase
     path: str
-    engine: Engine | None = None  # what plays, where it is not the model itself
-    fit: MemoryPlan | None = None
-    notes: tuple[str, ...] = ()  # what was chosen, and what has no effect
+    engine: Engine | None = None  # None if the model itself plays
+    memory_plan: MemoryPlan | None = None  # None without vLLM
+    notes: tuple[str, ...] = ()  # for the user: what was chosen, which settings have no effect
 
     def rollout(
         self, config: Config, environment: Environment, *, temperature: float, model: Any = None
     ) -> RolloutRunner:
-        """Rollouts of this policy, or of `model` where training has wrapped it."""
+        """Return a runner that plays this policy, or `model` where training has wrapped it."""
         played = model or self.model
         settings: dict[str, Any] = {
             "eos_token_id": self.tokenizer.eos_token_id,
@@ -77,7 +65,7 @@ class Policy:
             sampler = TransformersSampler(played, pad_token_id=pad_token_id, **settings)
         return RolloutRunner(
             environment=environment,
-            renderers=RendererCache(self.tokenizer),
+            chats=RendererCache(self.tokenizer),
             sampler=sampler,
             max_new_tokens=config.trainer.max_completion_length,
             max_length=config.model.max_length,
@@ -87,225 +75,91 @@ class Policy:
 def load_policy(
     config: Config, environment: Environment, folder: Path = Path(), *, trains: bool = False
 ) -> Policy:
-    """The checkpoint, else the model of the configuration, on the best device there is.
+    """Load the checkpoint, or else the model of the configuration, on the best device.
 
-    `folder` is the run's, for what an engine has to say.
+    `folder` is the run's, for the engine's log. `trains` loads the weights for training. Raises a
+    `UserError` if the model cannot be loaded or does not fit the GPU.
     """
-    _quieten()
-    path = _path(config, environment)
-    serves = uses_vllm(config) and config.vllm.mode is VllmMode.server
+    quiet_libraries()
+    path = resolve_model_path(config, environment)
+    uses_server = uses_vllm(config) and config.vllm.mode is VllmMode.server
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = None
-        if trains or not serves:
-            model = _model(path, config, trains=trains).to(best_device())
+        if trains or not uses_server:
+            model = load_model(path, config, trains=trains).to(best_device())
     except (OSError, ValueError, ImportError) as error:
         setting = "checkpoint" if config.checkpoint.path else "model.path"
-        raise UserError(
-            f"{setting}={path}: cannot be loaded: {one_line(str(error))[:300]}"
-        ) from None
+        reason = one_line(str(error))[:_ERROR_CHARACTERS_SHOWN]
+        raise UserError(f"{setting}={path}: cannot be loaded: {reason}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    notes = [f"{name} has no effect {why}" for name, why in without_effect(config)]
+    notes = [f"{name} has no effect {reason}" for name, reason in without_effect(config)]
     if not uses_vllm(config):
         return Policy(model, tokenizer, path, notes=tuple(notes))
-    base = _base_folder(path)
-    chosen = fit(config, ModelDims.of(base), total=_memory_gib(config), trains=trains)
+    base = base_model_folder(path)
+    plan = plan_memory(config, ModelDims.of(base), total_gib=_memory_gib(config), trains=trains)
     if torch.cuda.is_available():
-        notes.append(str(chosen))
+        notes.append(str(plan))
     engine: Engine
-    if serves:
+    if uses_server:
         from rl_experiments.inference.vllm_server import VllmServer
 
         engine = VllmServer(
             config,
-            base if trains else _whole_folder(path, config, tokenizer),
+            base if trains else merged_model_folder(path, config, tokenizer),
             log=folder / VLLM_LOG_FILE,
-            gpus=_served_gpus(config) if trains else None,
-            utilization=chosen.utilization,
+            gpus=_server_gpus(config) if trains else None,
+            utilization=plan.utilization,
             trains=trains,
         )
     else:
-        engine = VllmEngine(config, base, utilization=chosen.utilization, sleep=chosen.sleep)
-    return Policy(model, tokenizer, path, engine, chosen, tuple(notes))
-
-
-def _model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
-    """The model, or an adapter around its base: transformers alone would round it to the base's
-    type, and training would begin another one.
-    """
-    adapter = Path(path) / ADAPTER_CONFIG_FILE
-    is_adapter = adapter.exists()
-    model = AutoModelForCausalLM.from_pretrained(
-        json.loads(adapter.read_text())["base_model_name_or_path"] if is_adapter else path,
-        dtype=_weights_dtype(config),
-        attn_implementation=config.model.attn_implementation,
-    )
-    if not is_adapter:
-        return model
-    from peft import PeftModel
-
-    if trains and config.model.lora.enabled:
-        _check_adapter(path, config.model.lora)
-    adapted = PeftModel.from_pretrained(model, path, is_trainable=trains)
-    if trains and not config.model.lora.enabled:
-        return adapted.merge_and_unload().requires_grad_(True)
-    return adapted
-
-
-def _check_adapter(path: str, lora: LoraConfig) -> None:
-    """What is trained on is what the checkpoint has."""
-    found = json.loads((Path(path) / ADAPTER_CONFIG_FILE).read_text())
-    own = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
-    its = {"r": found["r"], "alpha": found["lora_alpha"]}
-    its["target_modules"] = sorted(found["target_modules"])
-    for name, value in own.items():
-        if value != its[name]:
-            shown = [",".join(v) if isinstance(v, list) else v for v in (value, its[name])]
-            raise UserError(
-                f"model.lora.{name}={shown[0]}: checkpoint={path} has an adapter with "
-                f"{name}={shown[1]}, which training goes on with; give that"
-            )
-
-
-def _path(config: Config, environment: Environment) -> str:
-    """Where the policy's weights are: a folder, or a name that the hub knows."""
-    if config.checkpoint.path:
-        path = config.checkpoint.path
-        if is_remote(path):
-            path = str(
-                distributed.broadcast_from_first(
-                    distributed.is_first() and fetched(path, cache_folder())
-                )
-            )
-    elif config.model.scratch is not None:
-        made = distributed.is_first() and scratch_model(
-            config.model.scratch, environment, seed=config.seed
-        )
-        path = str(distributed.broadcast_from_first(made))
-    else:
-        path = str(config.model.path)
-    if not Path(path).is_dir() and not _is_cached(path) and not _hub_answers():
-        raise UserError(
-            f"model.path={path}: not on this machine, and the Hugging Face hub does not answer; "
-            "connect, or name a folder (model=tiny needs neither)"
-        )
-    return path
+        engine = VllmEngine(config, base, utilization=plan.utilization, sleep=plan.sleep)
+    return Policy(model, tokenizer, path, engine, plan, tuple(notes))
 
 
 def uses_vllm(config: Config) -> bool:
-    """Whether vLLM plays: where it is asked for, and by default for a model of use on a GPU."""
+    """Return whether vLLM plays; `sampler=auto` takes it on a GPU for all models but tiny."""
     if config.sampler is SamplerKind.auto:
         return torch.cuda.is_available() and config.model.name != "tiny"
     return config.sampler is SamplerKind.vllm
 
 
 def without_effect(config: Config) -> Iterator[tuple[str, str]]:
-    """The engine's settings that were given and do nothing here, each with the reason."""
-    given = [
+    """Yield the name of each `vllm` setting that was changed but is not used, with the reason."""
+    changed = [
         field.name
         for field in dataclasses.fields(VllmConfig)
         if getattr(config.vllm, field.name) != getattr(VllmConfig(), field.name)
     ]
     if not uses_vllm(config):
-        idle, why = {*given}, "with sampler=transformers"
+        unused, reason = set(changed), "with sampler=transformers"
         if config.sampler is SamplerKind.auto:
-            why = "here: sampler=auto takes transformers without a GPU, and for model=tiny"
+            reason = "here: sampler=auto takes transformers without a GPU, and for model=tiny"
     elif config.vllm.mode is VllmMode.server:
-        idle, why = {"sleep"}, "with vllm.mode=server"
+        unused, reason = {"sleep"}, "with vllm.mode=server"
     else:
-        idle, why = {"enable_auto_tool_choice", "tool_call_parser"}, "with vllm.mode=colocate"
-    yield from ((f"vllm.{name}", why) for name in given if name in idle)
+        unused = {"enable_auto_tool_choice", "tool_call_parser"}
+        reason = "with vllm.mode=colocate"
+    yield from ((f"vllm.{name}", reason) for name in changed if name in unused)
 
 
-def _served_gpus(config: Config) -> list[int]:
-    """The last of the GPUs that this process may use; the first ones train."""
-    count, size = torch.cuda.device_count(), config.vllm.tensor_parallel_size
-    if count < distributed.world_size() + size:
+def _server_gpus(config: Config) -> list[int]:
+    """Return the GPUs of the vLLM server: the last ones of the machine; the first ones train."""
+    available, served = torch.cuda.device_count(), config.vllm.tensor_parallel_size
+    training = distributed.world_size()
+    if available < training + served:
         raise UserError(
-            f"vllm.mode=server: the server needs {size} beside the GPU that trains, and there are "
-            f"{count}; set gpu.count={distributed.world_size() + size}, or vllm.mode=colocate"
+            f"vllm.mode=server: {training} GPU(s) train and the server needs {served} more, but "
+            f"there are {available}; set gpu.count={training + served}, or vllm.mode=colocate"
         )
-    return list(range(count - size, count))
-
-
-def _whole_folder(path: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A folder of the whole model: an adapter is added to its base, for as long as we run."""
-    if not (Path(path) / ADAPTER_CONFIG_FILE).exists():
-        return path
-    made = tempfile.mkdtemp(prefix="rl_experiments-")
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    _model(path, config, trains=False).merge_and_unload().save_pretrained(made)
-    tokenizer.save_pretrained(made)
-    return made
-
-
-def _base_folder(name: str) -> str:
-    """The folder of the whole model that a name, or an adapter's folder, stands for."""
-    adapter = Path(name) / ADAPTER_CONFIG_FILE
-    if adapter.exists():
-        name = json.loads(adapter.read_text())["base_model_name_or_path"]
-    if Path(name).is_dir():
-        return name
-    return str(Path(cached_file(name, MODEL_CONFIG_FILE)).parent)
+    return list(range(available - served, available))
 
 
 def _memory_gib(config: Config) -> float:
-    """Of the GPU; without one, of this machine."""
-    if config.fit.memory_gib is not None:
-        return config.fit.memory_gib
+    """Return the memory of the GPU, or of this machine if it has none."""
+    if config.memory.gpu_gib is not None:
+        return config.memory.gpu_gib
     if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory / (1 << 30))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-
-
-def _weights_dtype(config: Config) -> torch.dtype:
-    """Weights that are trained are kept in fp32: bf16 would lose small updates."""
-    if torch.cuda.is_available() and not config.model.lora.enabled:
-        return torch.float32
-    found: torch.dtype = getattr(torch, config.model.dtype.value)
-    return found
-
-
-def lora_config(model: ModelConfig) -> Any:
-    """The adapter to train, as peft takes it; None to train all weights."""
-    if not model.lora.enabled:
-        return None
-    from peft import LoraConfig
-
-    lora = model.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-
-
-def _is_cached(name: str) -> bool:
-    try:
-        return isinstance(try_to_load_from_cache(name, MODEL_CONFIG_FILE), str)
-    except HFValidationError:
-        raise UserError(f"model.path={name}: neither a folder nor the name of a model") from None
-
-
-def _hub_answers() -> bool:
-    """Whether the hub can be reached, without the minute of retries that a download would make."""
-    if constants.is_offline_mode():
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=10)
-    except httpx.TransportError:
-        return False
-    return True
-
-
-def _quieten() -> None:
-    """Keep the libraries' chatter out of the terminal; errors still come as exceptions."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("trl", "accelerate", "peft"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        return float(torch.cuda.get_device_properties(0).total_memory / BYTES_PER_GIB)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GIB

@@ -29,7 +29,7 @@ from rl_experiments.paths import (
     RUN_FILE,
     RUNS,
 )
-from rl_experiments.rollout.types import Trajectory
+from rl_experiments.rollout.episodes import Trajectory
 from rl_experiments.storage.files import append_json_lines, keep_json_lines, write_atomically
 
 _PACKAGES = (
@@ -40,7 +40,7 @@ _ASKED = ("base_url", "body")  # what a model behind an endpoint is
 # What may differ between a run and its resumption: it does not touch what was computed.
 _FREE = (
     *("resume", "trainer.max_steps", "num_examples", "logger"),
-    *("evaluation.batch_size", "checks", "budget", "vllm", "fit", "policies"),
+    *("evaluation.batch_size", "checks", "budget", "vllm", "memory", "fit", "policies"),
     *(f"model.{field.name}" for field in fields(EndpointConfig) if field.name not in _ASKED),
     *(f"judge.{field.name}" for field in fields(EndpointConfig) if field.name not in _ASKED),
     *(f"reward.ruler.{name}" for name in ("max_failures", "on_budget")),

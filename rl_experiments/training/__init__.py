@@ -1,0 +1,1 @@
+"""Training: TRL's GRPO on episodes, from trajectories to optimizer steps."""

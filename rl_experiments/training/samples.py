@@ -1,19 +1,27 @@
-"""Trajectories as the rows that a training step takes."""
+"""Trajectories as training samples: sequences of tokens with an advantage for each token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rl_experiments.rollout.types import Trajectory
+from rl_experiments.rollout.episodes import Trajectory
 
 
 @dataclass
 class TrainingSample:
-    """A prompt and what follows it: replies of the policy with the environment's words between.
+    """A prompt, and the completion after it: the policy's replies with observations between them.
 
-    `mask`, `logprobs` and `advantages` have one entry for each of `completion_ids`; mask is 1 where
-    the policy wrote.
+    `mask`, `logprobs` and `advantages` have one entry per completion token. The mask is 1 for
+    tokens that the policy generated and 0 for tokens of an observation, whose log-probability and
+    advantage are 0. `logprobs` are those of the sampler when it generated the tokens.
+
+    A sample of two turns with advantages 0.5 and -0.5, whose replies are [7, 8] and [7]:
+
+        prompt_ids      1 2 3
+        completion_ids        7    8    4  5  6   7
+        mask                  1    1    0  0  0   1
+        advantages            0.5  0.5  0  0  0  -0.5
     """
 
     prompt_ids: list[int]
@@ -22,52 +30,67 @@ class TrainingSample:
     logprobs: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
 
-    def extend(self, ids: Sequence[int], *, written: bool) -> None:
-        """Append tokens: `written` by the policy, or by the environment."""
-        self.completion_ids += ids
-        self.mask += [int(written)] * len(ids)
-        if not written:
-            self.logprobs += [0.0] * len(ids)
-            self.advantages += [0.0] * len(ids)
+    @classmethod
+    def without_loss(cls, token_id: int) -> TrainingSample:
+        """Return the shortest sample that the loss ignores, to fill up a batch."""
+        return cls([token_id], [token_id], mask=[0], logprobs=[0.0], advantages=[0.0])
+
+    def add_observation(self, token_ids: Sequence[int]) -> None:
+        """Append tokens that the environment wrote."""
+        self.completion_ids += token_ids
+        self.mask += [0] * len(token_ids)
+        self.logprobs += [0.0] * len(token_ids)
+        self.advantages += [0.0] * len(token_ids)
+
+    def add_reply(
+        self, token_ids: Sequence[int], *, logprobs: Sequence[float], advantage: float
+    ) -> None:
+        """Append tokens that the policy generated."""
+        self.completion_ids += token_ids
+        self.mask += [1] * len(token_ids)
+        self.logprobs += logprobs or [0.0] * len(token_ids)
+        self.advantages += [advantage] * len(token_ids)
 
 
 def trajectory_to_samples(
     trajectory: Trajectory, advantages: Sequence[float]
 ) -> Iterator[TrainingSample]:
-    """The longest runs of turns that share their token prefix, a row each.
+    """Yield the training samples of an episode; `advantages` has one value per turn.
 
-    `advantages` has one value a turn. A history shown in full gives one row an episode, a bounded
-    one a row a turn.
+    Consecutive turns form one sample as long as each prompt begins with all tokens before it. So
+    an episode whose history is shown in full is one sample, and one whose history is bounded is
+    one sample per turn, except that the first turns may share one.
     """
-    row: TrainingSample | None = None
+    sample: TrainingSample | None = None
     for turn, advantage in zip(trajectory.turns, advantages, strict=True):
-        if row is not None:
-            seen = row.prompt_ids + row.completion_ids
-            if turn.prompt_ids[: len(seen)] == seen:
-                row.extend(turn.prompt_ids[len(seen) :], written=False)
+        if sample is not None:
+            tokens_so_far = sample.prompt_ids + sample.completion_ids
+            if turn.prompt_ids[: len(tokens_so_far)] == tokens_so_far:
+                sample.add_observation(turn.prompt_ids[len(tokens_so_far) :])
             else:
-                yield row
-                row = None
-        if row is None:
-            row = TrainingSample(list(turn.prompt_ids))
-        row.extend(turn.reply_ids, written=True)
-        row.logprobs += turn.logprobs or [0.0] * len(turn.reply_ids)
-        row.advantages += [advantage] * len(turn.reply_ids)
-    if row is not None:
-        yield row
+                yield sample
+                sample = None
+        if sample is None:
+            sample = TrainingSample(list(turn.prompt_ids))
+        sample.add_reply(turn.reply_ids, logprobs=turn.logprobs, advantage=advantage)
+    if sample is not None:
+        yield sample
 
 
-def spans(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[slice]:
-    """Runs of rows, each of (prompt, completion) tokens, that are at most `most` when padded.
+def split_by_tokens(sizes: Sequence[tuple[int, int]], max_tokens: int) -> Iterator[slice]:
+    """Yield consecutive slices of samples that hold at most `max_tokens` tokens after padding.
 
-    Prompts are padded to the longest of a run, and so are completions. A row of more is alone.
+    `sizes` has the number of (prompt, completion) tokens of each sample. Within a slice prompts are
+    padded to the longest prompt, and completions to the longest completion. A sample that is larger
+    than `max_tokens` is in a slice of its own.
     """
-    start = prompt = completion = 0
-    for end, (own_prompt, own_completion) in enumerate(sizes):
-        wider = max(prompt, own_prompt), max(completion, own_completion)
-        if end > start and sum(wider) * (end + 1 - start) > most:
+    start = longest_prompt = longest_completion = 0
+    for end, (prompt, completion) in enumerate(sizes):
+        width = max(longest_prompt, prompt) + max(longest_completion, completion)
+        if end > start and width * (end + 1 - start) > max_tokens:
             yield slice(start, end)
-            start, wider = end, (own_prompt, own_completion)
-        prompt, completion = wider
+            start, longest_prompt, longest_completion = end, 0, 0
+        longest_prompt = max(longest_prompt, prompt)
+        longest_completion = max(longest_completion, completion)
     if sizes:
         yield slice(start, len(sizes))

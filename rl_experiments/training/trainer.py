@@ -1,454 +1,342 @@
-"""TRL's GRPOTrainer on episodes: rollouts come in as groups, rows of turns go out to its loss."""
+"""TRL's GRPOTrainer on episodes: groups of episodes are played, training samples go to TRL's loss.
+
+Read `EpisodeTrainer` from top to bottom: one generation (play, advantages, batch), then the loss of
+its mini-batches, then metrics and checkpoints. Loss, optimizer, schedule and logging are TRL's.
+
+This is the only module that uses private names of TRL 1.16.0 and transformers 5.17.0:
+
+- `GRPOTrainer._generate_and_score_completions`, overridden: dataset rows in, a batch out
+- `GRPOTrainer._get_per_token_logps_and_entropies`, called and overridden, to keep its result
+- `GRPOTrainer._metrics`, appended to: values that `log` averages and empties
+- `Trainer._save_checkpoint`, overridden: writes `checkpoint-{step}`
+- `TrainingArguments._n_gpu`, set
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
-from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from environments import End
 from rl_experiments import distributed
 from rl_experiments.checkpoints.local import failure
 from rl_experiments.config.schema import ChecksConfig, RewardConfig
-from rl_experiments.errors import UserError
 from rl_experiments.judge.rewarder import Judge
-from rl_experiments.rollout.advantages import rewards_vary, turn_advantages
-from rl_experiments.rollout.runner import RolloutRunner, sync_probe
-from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
-from rl_experiments.training.phase_timer import Phases
-from rl_experiments.training.samples import TrainingSample, spans, trajectory_to_samples
+from rl_experiments.rollout.advantages import turn_advantages
+from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner, Trajectory, Turn, probe
+from rl_experiments.training import guards
+from rl_experiments.training.collate import collate, collate_tokens, pad
+from rl_experiments.training.episode_metrics import episode_metrics
+from rl_experiments.training.micro_batches import (
+    Batch,
+    backward_all_but_last,
+    loss_weight,
+    micro_batches,
+    rows_at_once,
+)
+from rl_experiments.training.phase_timer import PhaseTimer
+from rl_experiments.training.samples import TrainingSample, trajectory_to_samples
 
-_PROBE_EPISODES = 16  # on whose first turns every weight sync is tried
+_SYNC_PROBE_EPISODES = 16  # whose first turns are compared after each weight sync
 
 
 class EpisodeTrainer(GRPOTrainer):
-    """GRPO whose completions are episodes. The dataset's rows are tasks with a `seed` column.
+    """Trains a policy with GRPO on episodes. Each row of the dataset is an episode's `seed`.
 
-    Loss, batching, logging and optimisation are TRL's; generation and scoring are replaced, and a
-    checkpoint counts only once it is sealed.
+    - `rollout` makes the runner that plays the episodes, given this trainer.
+    - `finalize_checkpoint(step)` is called once the files of a checkpoint are written.
+    - `micro_batch_tokens`: tokens that go through the model at once; None for a whole mini-batch.
+    - `on_episodes(step, trajectories)` is called with the episodes of each generation.
     """
 
     def __init__(
         self,
-        *args: Any,
+        *,
+        args: GRPOConfig,
         rollout: Callable[[EpisodeTrainer], RolloutRunner],
         reward: RewardConfig,
         checks: ChecksConfig,
-        seal: Callable[[int], None],
+        finalize_checkpoint: Callable[[int], None],
         micro_batch_tokens: int | None,
         judge: Judge | None,
         on_episodes: Callable[[int, list[Trajectory]], None],
         **kwargs: Any,
     ) -> None:
-        # TRL wants a reward function; the environment has rewarded every turn already.
-        super().__init__(*args, reward_funcs=[_environment_reward], **kwargs)
+        # A process uses one GPU, even if it sees several: `gpu.count` starts a process for each.
+        args._n_gpu = min(1, args.n_gpu)
+        # TRL requires a reward function, but the environment rewards the turns as they are played.
+        super().__init__(args=args, reward_funcs=[_unused_reward], **kwargs)
         self.rollout = rollout(self)
         self.reward_config = reward
         self.checks = checks
-        self.seal = seal
+        self.finalize_checkpoint = finalize_checkpoint
         self.micro_batch_tokens = micro_batch_tokens
         self.judge = judge
-        if self.rollout.sampler.engine is not None:
-            self._probe = sync_probe(
-                self.rollout, seeds=self.train_dataset["seed"][:_PROBE_EPISODES]
-            )
-            self.rollout.on_begin = self._prove_sync
         self.on_episodes = on_episodes
-        self.phases = Phases()
-        self.add_callback(_OptimizerTime(self.phases))
-        self._streaks: Counter[str] = Counter()
-        # Between sampler and trainer, of the parts of the first loss after a rollout.
-        self._differences: list[torch.Tensor] = []
-        self._is_compared = False
+        self.learning_guard = guards.LearningGuard(checks, reward)
+        if self.rollout.sampler.engine is not None:
+            seeds = self.train_dataset["seed"][:_SYNC_PROBE_EPISODES]
+            self._sync_probe = probe(self.rollout, seeds=seeds)
+            self.rollout.on_begin = self._check_weight_sync
+        self.phase_timer = PhaseTimer()
+        self.add_callback(_TimeOptimizer(self.phase_timer))
+        # The log-probabilities that the loss computed last: (samples, tokens).
+        self._loss_logprobs = torch.empty(0)
+        # How far they are from the sampler's, one tensor per micro-batch of the first loss after a
+        # generation; None once these were compared.
+        self._logprob_differences: list[torch.Tensor] | None = None
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.phases("loss"):
-            loss: torch.Tensor = super().training_step(*args, **kwargs)
-        return loss
+    # One generation: play the episodes, compute their advantages, make a batch.
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self.phases("generation"):
-            return self._generation(inputs)
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        with self.phase_timer.phase("generation"):
+            return self._generate_batch([row["seed"] for row in inputs])
 
-    def _generation(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        groups = self._play(inputs)
-        everyones = distributed.gather([[_without_tokens(e) for e in group] for group in groups])
-        episodes = [episode for group in everyones for episode in group]
-        if all(episode.end is End.FAILED for episode in episodes):
-            errors = sorted({str(episode.error) for episode in episodes})
-            raise UserError(f"env._target_: every episode failed: {'; '.join(errors[:3])}")
+    def _generate_batch(self, seeds: Sequence[int]) -> Batch:
+        """Play an episode for each seed and return them as one batch for all mini-batches."""
+        groups = self._play_groups(seeds)
+        all_groups = distributed.gather([[_without_tokens(e) for e in group] for group in groups])
+        guards.check_some_episode_was_played([e for group in all_groups for e in group])
         advantages = turn_advantages(
             groups,
             credit=self.reward_config.credit,
             gamma=self.reward_config.gamma,
             scale_rewards=self.args.scale_rewards,
-            all_groups=everyones,
+            everyones=all_groups,
         )
-        rows = [
-            row
-            for group, values in zip(groups, advantages, strict=True)
-            for episode, per_turn in zip(group, values, strict=True)
+        samples = [
+            sample
+            for group, advantages_of_group in zip(groups, advantages, strict=True)
+            for episode, per_turn in zip(group, advantages_of_group, strict=True)
             if episode.end is not End.FAILED
-            for row in trajectory_to_samples(episode, per_turn)
+            for sample in trajectory_to_samples(episode, per_turn)
         ]
-        if not any(distributed.gather([bool(rows)])):
-            raise UserError(
-                f"model.max_length={self.rollout.max_length}: the first prompt of no episode fits "
-                f"beside trainer.max_completion_length={self.rollout.max_new_tokens}"
-            )
-        self._log_episodes(everyones)
+        guards.check_some_prompt_fits(
+            any(distributed.gather([bool(samples)])),
+            max_length=self.rollout.max_length,
+            max_new_tokens=self.rollout.max_new_tokens,
+        )
+        self._record_all(episode_metrics(all_groups, self.reward_config))
         if self.judge is not None:
-            for name, value in self.judge.report(everyones).items():
-                self.record(name, value)
-        batch = self._tensors(rows)
-        self._differences = []
-        self._is_compared = False
-        if self.beta != 0.0:
-            batch["ref_per_token_logps"] = self._reference_logps(batch)
-        self._check(everyones)
+            self._record_all(self.judge.report(all_groups))
+        batch = self._collate(samples)
+        if self.beta != 0.0:  # the loss has a KL term
+            batch["ref_per_token_logps"] = self._reference_logprobs(batch)
+        self._logprob_differences = []
+        self.learning_guard.check(all_groups)
         return batch
 
-    def _play(self, inputs: list[dict[str, Any]]) -> list[list[Trajectory]]:
-        seeds = [row["seed"] for row in inputs]
-        tasks = [
+    def _play_groups(self, seeds: Sequence[int]) -> list[list[Trajectory]]:
+        """Play an episode for each seed; return the rewarded episodes of each group.
+
+        Equal seeds are beside each other, `num_generations` of each: these are a group.
+        """
+        specs = [
             EpisodeSpec(seed, member)
             for seed, group in groupby(seeds)
             for member, _ in enumerate(group)
         ]
-        rollout, step = self.rollout, self.state.global_step
-        size = self.num_generations
+        rollout, step, size = self.rollout, self.state.global_step, self.num_generations
         on_end = partial(self.judge.add, group_size=size) if self.judge else None
-        trajectories = rollout.play(tasks, policy_version=step, on_end=on_end)
+        trajectories = rollout.play(specs, policy_version=step, on_end=on_end)
         groups = [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
         if self.judge is not None:
-            with self.phases("judge"):
+            with self.phase_timer.phase("judge"):
                 self.judge.reward(groups)
         self.on_episodes(step, trajectories)
-        for trajectory in trajectories:
-            version = trajectory.policy_version
-            if trajectory.turns and trajectory.turns[0].reply_ids and version != step:
-                raise UserError(
-                    f"The engine played policy version {version}, the trainer is at {step}: its "
-                    "weights were not brought up to date"
-                )
+        guards.check_policy_version(trajectories, step=step)
         self.record("rollout/tokens", sum(distributed.gather([rollout.tokens])))
         self.record("time/rollout", rollout.seconds)
         self.record("time/environment", rollout.environment_seconds)
         self.record("time/tokens_per_second", rollout.tokens / rollout.seconds)
-        for name, value in rollout.sampler.metrics().items():
-            self.record(name, value)
+        self._record_all(rollout.sampler.metrics())
         return groups
 
-    def _tensors(self, rows: Sequence[TrainingSample]) -> dict[str, Any]:
-        """Rows padded to one width, and with masked rows to as many as the mini-batches need.
+    def _collate(self, samples: Sequence[TrainingSample]) -> Batch:
+        """Return the samples as a batch, filled up with samples that the loss ignores.
 
-        That is a multiple of their number, and the same in every process, however its episodes
-        ended: TRL's metrics and the exchange of gradients wait for all of them.
+        Every process has the same number of samples, a multiple of the number of mini-batches,
+        however its episodes ended: TRL's metrics and the exchange of gradients wait for all.
         """
-        most = max(distributed.gather([len(rows)]))
-        missing = most + -most % self.args.steps_per_generation - len(rows)
-        rows = [*rows, *[_masked(self._tokenizer.eos_token_id)] * missing]
-        batch = self._ids(rows)
-        mask = self._padded([row.mask for row in rows])
-        batch |= {
-            "tool_mask": mask,
-            "advantages": self._padded([row.advantages for row in rows]),
-            "num_items_in_batch": self.accelerator.gather(mask.sum()).sum(),
-            "sampling_per_token_logps": self._padded([row.logprobs for row in rows]),
-        }
-        # The behaviour policy of the importance ratio is the sampler itself; `_compare` holds it to
-        # the trainer's policy.
-        batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
+        largest = max(distributed.gather([len(samples)]))
+        wanted = largest + -largest % self.args.steps_per_generation
+        filler = TrainingSample.without_loss(self.processing_class.eos_token_id)
+        batch: Batch = collate(
+            [*samples, *[filler] * (wanted - len(samples))],
+            pad_token_id=self.processing_class.pad_token_id,
+            device=self.accelerator.device,
+        )
+        batch["num_items_in_batch"] = self.accelerator.gather(batch["tool_mask"].sum()).sum()
         return batch
 
-    def _ids(self, rows: Sequence[TrainingSample]) -> dict[str, Any]:
-        """Prompts padded on the left, completions on the right, with their masks."""
-        pad_id = self._tokenizer.pad_token_id
-        prompts = [row.prompt_ids for row in rows]
-        completions = [row.completion_ids for row in rows]
-        return {
-            "prompt_ids": self._padded(prompts, value=pad_id, side="left"),
-            "prompt_mask": self._padded([[1] * len(p) for p in prompts], side="left"),
-            "completion_ids": self._padded(completions, value=pad_id),
-            "completion_mask": self._padded([[1] * len(c) for c in completions]),
-        }
+    # Log-probabilities outside the loss.
 
-    def _padded(
-        self, values: Sequence[Sequence[Any]], *, value: float = 0, side: str = "right"
-    ) -> torch.Tensor:
-        kind = np.float32 if isinstance(values[0][0], float) else np.int64
-        padded = np.full((len(values), max(map(len, values))), value, dtype=kind)
-        for row, own in zip(padded, values, strict=True):
-            row[slice(-len(own), None) if side == "left" else slice(len(own))] = own
-        return torch.from_numpy(padded).to(self.accelerator.device)
+    def _reference_logprobs(self, batch: Batch) -> torch.Tensor:
+        """Return the completions' log-probabilities under the KL anchor: (samples, tokens)."""
+        if self.ref_model is not None:
+            return self._completion_logprobs(self.ref_model, batch)
+        model = self.accelerator.unwrap_model(self.model)
+        # "ref" is TRL's copy of an adapter that training continues; None switches the adapter off.
+        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+            return self._completion_logprobs(self.model, batch)
 
     @torch.no_grad()
-    def _logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
-        """Log-probabilities of the completions' tokens: (rows, tokens)."""
+    def _completion_logprobs(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Return the log-probabilities of the completions' tokens: (samples, tokens)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        logps: torch.Tensor
-        logps, _, _ = self._get_per_token_logps_and_entropies(
-            model,
-            ids,
-            mask,
-            batch["completion_ids"].size(1),
-            batch_size=self._rows_at_once(ids.size(1)),
+        if self.micro_batch_tokens is None:
+            batch_size = self.args.per_device_train_batch_size
+        else:
+            batch_size = rows_at_once(ids.size(1), self.micro_batch_tokens)
+        logprobs: torch.Tensor
+        logprobs, _, _ = self._get_per_token_logps_and_entropies(
+            model, ids, mask, batch["completion_ids"].size(1), batch_size=batch_size
         )
-        return logps
-
-    def _reference_logps(self, batch: dict[str, Any]) -> torch.Tensor:
-        if self.ref_model is not None:
-            return self._logps(self.ref_model, batch)
-        model = self.accelerator.unwrap_model(self.model)
-        # TRL's copy of an adapter that is trained on; None: the base.
-        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
-            return self._logps(self.model, batch)
+        return logprobs
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        with self.phases("log_probs"):
-            found: tuple[Any, ...] = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._logps_of_loss = found[0].detach()
-        return found
+        with self.phase_timer.phase("log_probs"):
+            logprobs, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._loss_logprobs = logprobs.detach()  # read by `_compare_with_sampler`
+        return logprobs, *others
 
-    def _compare(self, part: dict[str, Any], *, is_last: bool) -> None:
-        """Stop when the sampler is not the policy: its log-probabilities are not the trainer's.
+    # The loss of a mini-batch.
 
-        They are those of the first loss after a rollout, on weights that have not changed since.
-        """
-        if self._is_compared:
-            return
-        difference = (self._logps_of_loss - part["sampling_per_token_logps"]).abs()
-        self._differences.append(difference[part["tool_mask"].bool()])
-        if not is_last:
-            return
-        self._is_compared = True
-        mean, worst = self._everywhere(torch.cat(self._differences))
-        self.record("sampling/sampling_logp_difference/mean", mean)
-        self.record("sampling/sampling_logp_difference/max", worst)
-        limit = self.checks.max_logp_difference
-        if not mean <= limit:
-            raise UserError(
-                f"The sampler and the trainer disagree: mean log-probability difference {mean:.3f} "
-                f"is above checks.max_logp_difference={limit}; the sampler's weights, dtype or "
-                "temperature are not the policy's (try model.dtype=float32)"
-            )
-
-    def _prove_sync(self) -> None:
-        """Stop when the engine, just given the weights, does not think what the trainer thinks."""
-        engine = self.rollout.sampler.engine
-        assert engine is not None
-        batch = self._ids([TrainingSample(prompt, reply) for prompt, reply in self._probe])
-        temperature: float = self.args.temperature
-        self.temperature = 1.0
-        with self.accelerator.autocast():
-            trained = self._logps(self.model, batch)
-        self.temperature = temperature
-        found = self._padded(engine.logprobs(self._probe))
-        difference = (trained - found)[batch["completion_mask"].bool()].abs()
-        mean, _ = self._everywhere(difference)
-        self.record("sampling/sync_logp_difference/mean", mean)
-        if not mean <= self.checks.max_sync_difference:
-            raise UserError(
-                f"The engine is not the policy after a weight sync: on fixed prompts their mean "
-                f"log-probability difference is {mean:.3f}, above checks.max_sync_difference="
-                f"{self.checks.max_sync_difference}"
-            )
-
-    def _everywhere(self, values: torch.Tensor) -> tuple[float, float]:
-        """Mean and maximum of the values of all processes, each of which may have none."""
-        largest = values.max() if values.numel() else values.new_zeros(())
-        own = torch.stack([values.sum(), values.new_tensor(float(values.numel())), largest])
-        total, number, worst = self.accelerator.gather(own).view(-1, 3).unbind(1)
-        return float(total.sum() / number.sum().clamp(min=1)), float(worst.max())
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do TRL's training step, timed as the phase `loss`."""
+        with self.phase_timer.phase("loss"):
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The loss of a mini-batch; one of many tokens goes through the model in parts."""
-        parts = self._parts(inputs) if model.training else []
+        """Return TRL's loss of a mini-batch, computed in micro-batches if it has many tokens."""
+        trl_loss = super().compute_loss
+        parts = []
+        if model.training and self.micro_batch_tokens is not None:
+            parts = micro_batches(inputs, self.micro_batch_tokens)
         if len(parts) < 2:
-            whole: torch.Tensor = super().compute_loss(model, inputs, False, num_items_in_batch)
-            self._compare(inputs, is_last=True)
-            return whole
-        total = torch.zeros((), device=self.accelerator.device)
-        for number, part in enumerate(parts):
-            share = self._share(part, inputs)
-            is_last = number == len(parts) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
-                loss = super().compute_loss(model, part, False, num_items_in_batch) * share
-                self._compare(part, is_last=is_last)
-                if is_last:
-                    last: torch.Tensor = total + loss  # whose backward pass is the caller's
-                    return last
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        raise AssertionError("a mini-batch has rows")
+            loss: torch.Tensor = trl_loss(model, inputs, False, num_items_in_batch)
+            self._compare_with_sampler(inputs, is_last=True)
+            return loss
 
-    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a mini-batch, those of like length together, in parts that fit the GPU.
+        def weighted_loss(part: Batch) -> torch.Tensor:
+            loss: torch.Tensor = trl_loss(model, part, False, num_items_in_batch)
+            self._compare_with_sampler(part, is_last=part is parts[-1])
+            return loss * loss_weight(part, inputs, self.loss_type)
 
-        Alike in every process, for TRL gathers figures of each row.
-        """
-        if self.micro_batch_tokens is None:
-            return []
-        prompts = inputs["prompt_mask"].sum(1).tolist()
-        replies = inputs["completion_mask"].sum(1).clamp(min=1).tolist()
-        # Prompts and replies are padded apart: a long prompt with a short reply does not go well
-        # with the opposite, however alike their sums.
-        order = sorted(
-            range(len(prompts)),
-            key=lambda row: (replies[row].bit_length(), prompts[row] + replies[row]),
+        return backward_all_but_last(
+            parts, weighted_loss, model=model, accelerator=self.accelerator
         )
-        own = [(prompts[row], replies[row]) for row in order]
-        everyones = zip(*distributed.gather([own]), strict=True)
-        widest = [(max(p for p, _ in sizes), max(r for _, r in sizes)) for sizes in everyones]
-        rows = torch.tensor(order, device=inputs["prompt_mask"].device)
-        return [_narrow(inputs, rows[span]) for span in spans(widest, self.micro_batch_tokens)]
 
-    def _rows_at_once(self, width: int) -> int:
-        """How many rows of so many tokens go through the model together."""
-        if self.micro_batch_tokens is None:
-            return int(self.args.per_device_train_batch_size)
-        return max(1, self.micro_batch_tokens // width)
+    # Guards on log-probabilities: the sampler must be the policy.
 
-    def _share(self, part: dict[str, Any], whole: dict[str, Any]) -> float:
-        """What a part's loss counts for in that of the whole: TRL's losses are sums or means."""
-        if self.loss_type in ("dapo", "cispo", "vespo"):
-            return 1.0
-        if self.loss_type == "bnpo":
-            return float(part["tool_mask"].sum() / whole["tool_mask"].sum().clamp(min=1))
-        return float(part["prompt_ids"].size(0) / whole["prompt_ids"].size(0))
+    def _compare_with_sampler(self, micro_batch: Batch, *, is_last: bool) -> None:
+        """Compare the loss's log-probabilities with the sampler's, once per generation.
 
-    def _log_episodes(self, groups: Sequence[Sequence[Trajectory]]) -> None:
-        episodes = [episode for group in groups for episode in group]
-        rewards = [episode.reward for episode in episodes if episode.reward is not None]
-        if rewards:  # a judge may have given none
-            self.record("reward", fmean(rewards))
-        own = [e.independent_reward for e in episodes if e.independent_reward is not None]
-        if own:
-            self.record("independent_reward", fmean(own))
-        self.record("reward_std", stdev(rewards) if len(rewards) > 1 else 0.0)
-        varied = fmean(self._varies(group) for group in groups)
-        self.record("frac_reward_zero_std", 1.0 - varied)
-        self.record("win_rate", fmean(episode.won for episode in episodes))
-        self.record("turns", fmean(len(episode.turns) for episode in episodes))
-        ends = Counter(episode.end for episode in episodes)
-        for end in End:
-            self.record(f"end/{end}", ends[end] / len(episodes))
-        values = defaultdict(list)
-        for episode in episodes:
-            for name, value in episode.metrics.items():
-                values[name].append(value)
-        for name, found in values.items():
-            self.record(f"env/{name}", fmean(found))
+        The first loss after a generation is on the weights that played it, so they must be equal
+        up to rounding. `is_last` marks the last micro-batch of the mini-batch.
+        """
+        if self._logprob_differences is None:
+            return
+        difference = (self._loss_logprobs - micro_batch["sampling_per_token_logps"]).abs()
+        self._logprob_differences.append(difference[micro_batch["tool_mask"].bool()])
+        if is_last:
+            differences = torch.cat(self._logprob_differences)
+            self._logprob_differences = None
+            mean, maximum = guards.global_mean_and_max(differences, self.accelerator)
+            self.record("sampling/sampling_logp_difference/mean", mean)
+            self.record("sampling/sampling_logp_difference/max", maximum)
+            guards.check_sampler_logprobs(mean, limit=self.checks.max_logp_difference)
 
-    def _check(self, groups: Sequence[Sequence[Trajectory]]) -> None:
-        """Stop a run that cannot learn, and say why."""
-        episodes = [episode for group in groups for episode in group]
-        invalid = fmean(episode.end is End.INVALID for episode in episodes)
-        patience = self.checks.patience
-        if self._streak("invalid", invalid > self.checks.max_invalid) >= patience:
-            raise UserError(
-                f"The reply format has collapsed: {invalid:.0%} of the episodes ended on a reply "
-                f"that could not be read, {patience} generations in a row; lower "
-                "trainer.learning_rate, raise trainer.max_completion_length, or raise "
-                "checks.max_invalid"
-            )
-        if self._streak("flat", not any(map(self._varies, groups))) >= patience:
-            raise UserError(
-                f"No group's rewards varied in {patience} generations: there is nothing to learn "
-                "from; make the task easier or harder (env.*), raise trainer.num_generations or "
-                "trainer.temperature, or raise checks.patience"
-            )
+    def _check_weight_sync(self) -> None:
+        """Compare the engine with the policy on fixed prompts, just after a weight sync."""
+        engine = self.rollout.sampler.engine
+        assert engine is not None  # else this is never called
+        device = self.accelerator.device
+        batch = collate_tokens(
+            [TrainingSample(prompt, reply) for prompt, reply in self._sync_probe],
+            pad_token_id=self.processing_class.pad_token_id,
+            device=device,
+        )
+        training_temperature: float = self.args.temperature
+        self.temperature = 1.0  # the engine's log-probabilities are at temperature 1
+        with self.accelerator.autocast():
+            of_trainer = self._completion_logprobs(self.model, batch)
+        self.temperature = training_temperature
+        of_engine = pad(engine.logprobs(self._sync_probe), device=device)
+        difference = (of_trainer - of_engine)[batch["completion_mask"].bool()].abs()
+        mean, _ = guards.global_mean_and_max(difference, self.accelerator)
+        self.record("sampling/sync_logp_difference/mean", mean)
+        guards.check_weight_sync(mean, limit=self.checks.max_sync_difference)
 
-    def _varies(self, group: Sequence[Trajectory]) -> bool:
-        config = self.reward_config
-        return rewards_vary(group, credit=config.credit, gamma=config.gamma)
-
-    def _streak(self, name: str, happened: bool) -> int:
-        self._streaks[name] = self._streaks[name] + 1 if happened else 0
-        return self._streaks[name]
+    # Metrics and checkpoints.
 
     def record(self, name: str, value: float) -> None:
-        """Among the metrics of the generation that is logged next."""
+        """Add a value to the next log entry, which has the mean of each metric's values."""
         self._metrics["train"][name].append(float(value))
 
+    def _record_all(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.record(name, value)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            for name, value in self.phases.take().items():
-                if name != "time/generation":  # all but its phases
-                    self.record(name, value)
+        """Log TRL's metrics with the seconds of each phase since the last entry."""
+        if "loss" in logs:  # absent in the summary at the end of training
+            phases = self.phase_timer.take()
+            phases.pop("time/generation", None)  # its parts are logged
+            self._record_all(phases)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
-        with self.phases("checkpoint"):
+        with self.phase_timer.phase("checkpoint"):
             try:
                 super()._save_checkpoint(model, trial)
                 distributed.barrier()
                 if distributed.is_first():
-                    self.seal(step)
+                    self.finalize_checkpoint(step)
             except Exception as error:
                 raise failure(self.args.output_dir, step=step, error=error) from error
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card beside each checkpoint: the run folder says what made it."""
+        """Write no model card into checkpoints: the run folder has what made them."""
 
 
-class _OptimizerTime(TrainerCallback):
-    """The optimizer's own phase, which lies between two of the trainer's calls."""
+class _TimeOptimizer(TrainerCallback):
+    """Times the optimizer step, which is between two calls of the trainer's methods."""
 
-    def __init__(self, phases: Phases) -> None:
-        self._phases = phases
+    def __init__(self, phase_timer: PhaseTimer) -> None:
+        self._phase_timer = phase_timer
         self._running = ExitStack()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._running.enter_context(self._phases("optimizer"))
+        self._running.enter_context(self._phase_timer.phase("optimizer"))
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self._running.close()
 
 
-def _narrow(batch: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
-    """Some rows of a batch, without the columns that none of them fills."""
-    part = {
-        name: value[rows] if torch.is_tensor(value) and value.dim() > 1 else value
-        for name, value in batch.items()
-    }
-    prompt = int(part["prompt_mask"].sum(1).max())
-    reply = max(1, int(part["completion_mask"].sum(1).max()))
-    for name, value in part.items():
-        if torch.is_tensor(value) and value.dim() > 1:
-            part[name] = value[:, -prompt:] if name.startswith("prompt") else value[:, :reply]
-    return part
-
-
 def _without_tokens(trajectory: Trajectory) -> Trajectory:
-    """What the other processes need of an episode."""
+    """Return what other processes need of an episode: all but texts and tokens of its turns."""
     turns = [Turn("", reward=turn.reward) for turn in trajectory.turns]
     return dataclasses.replace(trajectory, turns=turns)
 
 
-def _environment_reward(**_: Any) -> list[float]:
-    raise RuntimeError("episodes are rewarded by their environment")
-
-
-def _masked(token: int) -> TrainingSample:
-    """The shortest row, which no loss counts."""
-    return TrainingSample([token], [token], [0], [0.0], [0.0])
+def _unused_reward(**_: Any) -> list[float]:
+    raise RuntimeError("episodes are rewarded by their environment, not by a function of TRL's")

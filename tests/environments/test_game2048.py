@@ -1,4 +1,4 @@
-"""2048: rules against a slow oracle, rewards, known distributions, replies, ends, settings."""
+"""2048: the rules against a slow oracle, rewards, known distributions, replies, settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AHEAD = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 
 def slow_move(board: game.Board, direction: str) -> tuple[game.Board, int, bool]:
-    """Tile by tile from the leading edge, one cell at a time."""
+    """Move tile by tile, from the leading edge and one cell at a time."""
     grid = {(r, c): tile for r, row in enumerate(board) for c, tile in enumerate(row)}
     dr, dc = AHEAD[direction]
     merged: set[tuple[int, int]] = set()
@@ -83,8 +83,8 @@ def test_spawn_is_uniform_and_gives_one_4_in_ten() -> None:
     for cell in range(16):
         for tile, share in {2: 0.9 / 16, 4: 0.1 / 16}.items():
             cells = [tile * (index == cell) for index in range(16)]
-            found = spawned[str([cells[i : i + 4] for i in range(0, 16, 4)])] / 20_000
-            assert found == pytest.approx(share, abs=4 * sqrt(share * (1 - share) / 20_000))
+            frequency = spawned[str([cells[i : i + 4] for i in range(0, 16, 4)])] / 20_000
+            assert frequency == pytest.approx(share, abs=4 * sqrt(share * (1 - share) / 20_000))
     with pytest.raises(ValueError, match="no empty cell"):
         game.spawn([[2]], rng)
 
@@ -120,8 +120,8 @@ def test_original_rewards() -> None:
     expected = {(2, 4): 0.02, (8, 40): 0.4198, (16, 60): 0.5981, (32, 90): 0.7765}
     expected |= {(64, 120): 0.9515, (64, 190): 0.9647, (128, 200): 2.0, (256, 300): 2.0}
     for (top, total), reward in expected.items():
-        found = episode_reward(max_value=top, board_value=total, win_value=128)
-        assert round(found, 4) == reward
+        computed = episode_reward(max_value=top, board_value=total, win_value=128)
+        assert round(computed, 4) == reward
 
 
 def test_ends() -> None:
@@ -132,7 +132,7 @@ def test_ends() -> None:
     assert (invalid.end, invalid.reward, invalid.episode_reward) == (End.INVALID, -1.0, -1.0)
     assert invalid.metrics["num_moves"] == 0 and invalid.metrics["win"] == 0.0
     nearly_full = [[8, 2, 8, 2], [2, 4, 2, 4], [4, 8, 4, 8], [0, 2, 2, 4]]  # "up" is idle
-    env = started(nearly_full, rules="art")  # a tile comes all the same and fills the board
+    env = started(nearly_full, rules="art")  # a tile appears nevertheless and fills the board
     step = env.step("<move>up</move>")
     assert step.end is End.LOST and step.metrics["illegal_moves"] == 1
     assert "left" in game.legal_directions(env.board)  # merges remain
@@ -149,13 +149,14 @@ def test_ends() -> None:
     assert started(jammed).step("<move>right</move>").end is End.LOST  # neither 2 nor 4 helps
 
 
+@pytest.mark.slow
 def test_random_legal_play_matches_the_reference() -> None:
     games, rng = 2000, Random(0)
     scores, moves, largest = [], [], Counter[int]()
     for _ in range(games):
         board, score, count = game.new_board(4, rng), 0, 0
         untried = list(game.DIRECTIONS)
-        while untried:  # a random one of the untried until one is legal: uniform over the legal
+        while untried:  # drawing until one is legal is uniform over the legal ones
             direction = untried.pop(rng.randrange(len(untried)))
             board, gained, changed = game.move(board, direction)
             if changed:
@@ -177,6 +178,7 @@ POLICIES = ["random", "random_legal", "corner_order", "merge_greedy"]
 WINS = {"art": [0.115, 0.21, 0.553, 0.799], "standard": [0.543, 0.56, 0.861, 0.885]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", WINS)
 def test_scripted_baselines(rules: str) -> None:
     games, rng, env = 300, Random(1), started(rules=rules)
@@ -223,9 +225,11 @@ def test_arbitrary_replies_end_in_a_defined_outcome(parser: Parser) -> None:
             reply = BAITS[index % 10_000]
         direction = parse(reply, parser)
         assert parser is Parser.lenient or direction == by_xml_parser(reply)
+        read += direction is not None
+        if index % 5:
+            continue
         step = env.step(reply)
         assert (step.end is End.INVALID) == (direction is None)
-        read += direction is not None
         if step.end:
             env.reset(index)
     assert read > 1000

@@ -1,4 +1,4 @@
-"""Every environment is trained for two steps, and evaluated, with the tiny model on the CPU."""
+"""Train each environment for two steps with the tiny model on a CPU, and evaluate it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from tests.rl_experiments.training.test_training import metrics
 from tests.support.program import SMALL, Program
 
 TWO_STEPS = [
@@ -26,7 +25,7 @@ TWO_STEPS = [
     "model.scratch.warmup_episodes=12",
     "model.scratch.warmup_steps=40",
 ]
-# What is typed, and whether there is a policy that knows the answers.
+# The command line of each environment, and whether it has an oracle.
 ENVIRONMENTS = {
     "experiment=game2048_art model=tiny gpu=local env.win_value=16 env.max_moves=6": False,
     "env=wordle env.words=english env.held_out=0.2": True,
@@ -40,6 +39,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ENVIRONMENTS)
 def test_two_steps_train_and_are_evaluated(typed: str, program: Program, tmp_path: Path) -> None:
     questions = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(10)]
@@ -49,13 +49,13 @@ def test_two_steps_train_and_are_evaluated(typed: str, program: Program, tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "runs/two/0"
 
-    steps = metrics(run)
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
     for step in steps:
         assert all(isfinite(step[name]) for name in ("loss", "grad_norm", "reward"))
         assert step["sampling/sampling_logp_difference/mean"] < 1e-3
         assert step["turns"] >= 1 and step["end/failed"] == 0
-    # Rewards vary, and the weights follow them.
+    # The rewards vary, and the weights change.
     assert any(step["reward_std"] > 0 and step["grad_norm"] > 0 for step in steps)
     first, last = (load_file(run / f"checkpoints/checkpoint-{n}/model.safetensors") for n in (1, 2))
     assert any(not equal(first[name], last[name]) for name in first)

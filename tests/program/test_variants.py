@@ -9,7 +9,7 @@ import pytest
 
 from rl_experiments.checkpoints.local import latest
 from rl_experiments.storage.files import read_json_lines
-from rl_experiments.training.grpo import merge
+from rl_experiments.training.grpo_config import merge_accumulation_passes
 from tests.rl_experiments.training.test_training import assert_same, metrics, outcome
 from tests.support.program import SMALL, Program
 
@@ -21,7 +21,7 @@ def test_passes_that_are_merged_into_one_make_the_same_update(
     passes = {"trainer.per_device_train_batch_size": 2, "trainer.gradient_accumulation_steps": 4}
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     settings["steps_per_generation"] = 4
-    merge(settings)
+    merge_accumulation_passes(settings)
     assert list(settings.values()) == [8, 1, 1]
     for name, given in (
         ("four", passes),

@@ -1,4 +1,4 @@
-"""Several processes train one policy, a GPU each; here they share the processor."""
+"""Two processes train one policy. On a machine with GPUs each has one; here they share the CPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 
 from tests.support.program import SMALL, Program
 
-# One mini-batch a generation: nothing is shuffled between the processes.
+# With one mini-batch per generation no sample moves from one process to the other.
 EPISODES = [*SMALL, "trainer.steps_per_generation=1", "trainer.max_steps=3", "num_examples=9"]
 
+# Episodes of every second group end after one turn.
 ONE_SIDED = """
 from dataclasses import dataclass
 from environments import End, Step, is_evaluation_seed
@@ -31,10 +32,12 @@ class OneSided(Game2048):
 
 
 def metrics(cwd: Path, name: str) -> list[dict[str, Any]]:
+    """Return the metrics that a run in `cwd` has logged."""
     lines = (cwd / "runs" / name / "0/metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_episodes(
     program: Program, tmp_path: Path
 ) -> None:
@@ -54,21 +57,23 @@ def test_two_processes_train_as_one_with_the_same_episodes(
     assert played[0]["policies"][:5] == played[1]["policies"][:5]
     lines = (tmp_path / "runs/two/0/evaluation/after.jsonl").read_text().splitlines()
     assert len({json.loads(line)["seed"] for line in lines}) == len(lines) == 9
-    assert two.stdout.count("train step 3/3") == 1  # one process speaks
+    assert two.stdout.count("train step 3/3") == 1  # one process prints
 
 
-def test_episodes_that_all_end_at_once_in_one_process_hold_nobody_up(
+@pytest.mark.slow
+def test_a_process_whose_episodes_all_end_at_once_does_not_block_the_others(
     program: Program, tmp_path: Path
 ) -> None:
     (tmp_path / "one_sided.py").write_text(ONE_SIDED)
-    settings = [*SMALL, "trainer.max_steps=4", "fit.micro_batch_tokens=250", "gpu.count=2"]
-    done = program(*settings, "name=x", "env._target_=one_sided.OneSided", timeout=150)
+    settings = [*SMALL, "trainer.max_steps=4", "memory.micro_batch_tokens=250", "gpu.count=2"]
+    done = program(*settings, "name=x", "env._target_=one_sided.OneSided", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert metrics(tmp_path, "x")[-1]["step"] == 4
 
 
-def test_what_is_wrong_is_said_once_and_ends_all_processes(program: Program) -> None:
-    done = program(*SMALL, "name=x", "gpu.count=2", "model.max_length=20", timeout=100)
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_shown_once(program: Program) -> None:
+    done = program(*SMALL, "name=x", "gpu.count=2", "model.max_length=20", timeout=600)
     assert done.returncode == 1
-    assert "model.max_length=20: the first prompt of no episode fits" in done.stderr
+    assert "model.max_length=20: no episode's first prompt fits" in done.stderr
     assert "ChildFailedError" not in done.stdout + done.stderr

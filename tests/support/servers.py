@@ -39,7 +39,8 @@ PROJECT = (
     "rl_experiments.cli",
     "rl_experiments.commands.evaluate",
     "rl_experiments.commands.train",
-    "rl_experiments.training.grpo",
+    "rl_experiments.training.build",
+    "rl_experiments.training.reporter",
 )
 
 

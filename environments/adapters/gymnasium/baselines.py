@@ -1,4 +1,4 @@
-"""Scripted policies for Gymnasium; the oracle plans on the table of transitions of toy texts."""
+"""Scripted policies for Gymnasium; the oracle plans on the transition table of toy texts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from environments.adapters.gymnasium.env import GymnasiumText
     from environments.protocol import ScriptedPolicy
 
-_SWEEPS = 1000
+_MAX_SWEEPS = 1000  # of value iteration
 _DISCOUNT = 0.999
-_plans: dict[str, list[int]] = {}  # by environment and its options
+_plans: dict[str, list[int]] = {}  # the best action of each state, by environment and options
 
 
 def random(env: GymnasiumText, rng: Random) -> str:
-    """Any action; of texts, letters at random that the space contains."""
+    """Take any action; if actions are texts, draw one from the action space."""
     if env.names:
         return as_element("action", rng.choice(env.names))
     env.gym.action_space.seed(rng.getrandbits(32))
@@ -26,12 +26,12 @@ def random(env: GymnasiumText, rng: Random) -> str:
 
 
 def first(env: GymnasiumText, rng: Random) -> str:
-    """The same action every turn."""
+    """Take the same action every turn."""
     return as_element("action", env.names[0]) if env.names else random(env, Random(0))
 
 
 def oracle(env: GymnasiumText, rng: Random) -> str:
-    """The best action by the table of transitions, which the toy texts have."""
+    """Take the best action by the transition table, which only toy texts have."""
     key = f"{env.id} {env.options}"
     if key not in _plans:
         _plans[key] = best_actions(env.gym.unwrapped.P)
@@ -41,21 +41,25 @@ def oracle(env: GymnasiumText, rng: Random) -> str:
 def best_actions(
     table: Mapping[int, Mapping[int, list[tuple[float, int, float, bool]]]],
 ) -> list[int]:
-    """By value iteration: the action of each state that earns most, a little discounted."""
+    """Return the best action of each state, by value iteration with a small discount.
+
+    The table maps a state and an action to outcomes: (probability, next state, reward, is end).
+    """
     values = [0.0] * len(table)
-    for _ in range(_SWEEPS):
+    for _ in range(_MAX_SWEEPS):
         before = list(values)
         for state, actions in table.items():
-            values[state] = max(_worth(outcomes, values) for outcomes in actions.values())
+            values[state] = max(_action_value(outcomes, values) for outcomes in actions.values())
         if max(abs(a - b) for a, b in zip(before, values, strict=True)) < 1e-6:
             break
     return [
-        max(table[state], key=lambda action: _worth(table[state][action], values))
+        max(table[state], key=lambda action: _action_value(table[state][action], values))
         for state in range(len(table))
     ]
 
 
-def _worth(outcomes: list[tuple[float, int, float, bool]], values: list[float]) -> float:
+def _action_value(outcomes: list[tuple[float, int, float, bool]], values: list[float]) -> float:
+    """Return the expected reward of an action plus the discounted value of the next state."""
     return sum(
         chance * (reward + _DISCOUNT * values[after] * (not is_end))
         for chance, after, reward, is_end in outcomes

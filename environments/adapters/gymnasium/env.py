@@ -27,35 +27,38 @@ ACTION_NAMES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass
 class GymnasiumText(Environment):
-    """Play one environment; each reply has one action."""
+    """Play an environment of Gymnasium; each reply has one action."""
 
     id: str = "FrozenLake-v1"
-    options: dict[str, Any] | None = None  # what gymnasium.make takes
-    actions: list[str] = field(default_factory=list)  # names, by number; []: known ones or numbers
-    task: str = ""  # what the system prompt says of it, beside the actions
+    options: dict[str, Any] | None = None  # further arguments of gymnasium.make
+    actions: list[str] = field(default_factory=list)  # names in order; []: known names or numbers
+    task: str = ""  # text of the system prompt about the task; empty: its id
     max_steps: int = 100
-    reward_scale: float = 1.0
-    clip: float = 1.0  # the most that a turn, and an episode, earns or costs after scaling
-    win_above: float = 0.0  # an episode is won when its last reward, unscaled, is above this
+    reward_scale: float = 1.0  # factor of all rewards
+    clip: float = 1.0  # limit of the scaled reward of a turn, and of an episode, up and down
+    win_above: float = 0.0  # an episode is won if its last reward, before scaling, is above this
 
     recommended_model: ClassVar[str] = "qwen2_5_3b"
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
 
     def __post_init__(self) -> None:
         require(is_int(self.max_steps, 1), "max_steps", self.max_steps, "a whole number >= 1")
-        for name, least in (("reward_scale", 0.0), ("clip", 0.0), ("win_above", -1e6)):
+        for name, minimum in (("reward_scale", 0.0), ("clip", 0.0), ("win_above", -1e6)):
             value = getattr(self, name)
-            require(is_number(value, least, 1e6), name, value, f"from {least:.0f} to 1000000")
-        self.gym = self._make()  # for scripted policies
+            require(is_number(value, minimum, 1e6), name, value, f"from {minimum:.0f} to 1000000")
+        self.gym = self._make()
         if not hasattr(self.gym.unwrapped, "P"):
-            self.baselines = WITHOUT_TABLE  # type: ignore[misc]  # this instance's alone
+            self.baselines = WITHOUT_TABLE  # type: ignore[misc]  # of this instance only
         space = self.gym.action_space
         kinds = (type(space).__name__, type(self.gym.observation_space).__name__)
         playable = kinds[0] in ("Discrete", "Text") and kinds[1] in ("Discrete", "Text", "Tuple")
-        needed = f"an environment of texts or numbers, not actions {kinds[0]}, observed {kinds[1]}"
-        require(playable, "id", self.id, needed)
+        allowed = (
+            "an environment whose actions and observations are texts or numbers, "
+            f"not {kinds[0]} and {kinds[1]}"
+        )
+        require(playable, "id", self.id, allowed)
         self.first = int(space.start) if kinds[0] == "Discrete" else 0
-        self.names: list[str] = []  # of the actions; empty where they are texts
+        self.names: list[str] = []  # of the actions; empty if actions are texts
         if kinds[0] == "Discrete":
             count, base = int(space.n), self.id.rsplit("/", 1)[-1].rsplit("-v", 1)[0]
             known = self.actions or ACTION_NAMES.get(base, ())
@@ -66,6 +69,7 @@ class GymnasiumText(Environment):
 
     @property
     def category(self) -> str:
+        """The id of the environment."""
         return self.id
 
     @property
@@ -76,7 +80,7 @@ class GymnasiumText(Environment):
         return f"{task} Each turn reply with {choice}, for example {as_element('action', example)}."
 
     def reset(self, seed: int, *, member: int = 0) -> str:
-        """All members start from one state; the chance that comes later is each member's own."""
+        """Begin in a state that depends on the seed alone; later chance depends on `member` too."""
         self.state, _ = self.gym.reset(seed=seed)
         seeding = _library().utils.seeding
         self.gym.unwrapped.np_random = seeding.np_random(crc32(f"{seed}/{member}".encode()))[0]
@@ -93,7 +97,7 @@ class GymnasiumText(Environment):
         self._steps += 1
         try:
             self.state, reward, terminated, truncated, _ = self.gym.step(action)
-        except Exception:  # of any kind: an environment may refuse a text of its own space
+        except Exception:  # of any type: an environment may refuse a text of its own space
             return self._finish(End.INVALID, reward=-self.clip)
         gained = float(reward)
         scaled = bounded(self.reward_scale * gained, -self.clip, self.clip)
@@ -110,12 +114,14 @@ class GymnasiumText(Environment):
         return self._finish(End.TRUNCATED)
 
     def reply_from_input(self, text: str) -> str:
+        """Accept the action alone, or a whole reply."""
         return text if "<action>" in text else as_element("action", text.strip())
 
     def _make(self) -> Any:
+        """Make the environment, with the `ansi` screen if it has one."""
         library = _library()
         try:
-            spec = library.spec(self.id)  # refuses what does not exist
+            spec = library.spec(self.id)  # raises if the id does not exist
             creator = spec.entry_point
             if isinstance(creator, str):
                 creator = library.envs.registration.load_env_creator(creator)
@@ -123,15 +129,16 @@ class GymnasiumText(Environment):
             options = {"disable_env_checker": True, **(self.options or {})}
             if "ansi" in modes:
                 options["render_mode"] = "ansi"
-            made = library.make(spec, **options)
+            environment = library.make(spec, **options)
         except Exception as error:
             raise ValueError(
-                f"env.id={self.id}: must be an environment that gymnasium.make makes with "
+                f"env.id={self.id}: must be an environment that gymnasium.make can make with "
                 f"env.options={self.options} ({one_line(error)})"
             ) from None
-        return made
+        return environment
 
     def _action(self, reply: str) -> int | str | None:
+        """Return the action that a reply names, or None if it names none."""
         text = last_element("action", reply)
         if text is None:
             return None

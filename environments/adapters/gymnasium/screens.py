@@ -1,16 +1,18 @@
-"""A coloured screen as plain text: what is coloured is named below it."""
+"""Coloured screens as plain text, in which lines below the screen name what is coloured."""
 
 from __future__ import annotations
 
 import re
 
 _ESCAPE = re.compile(r"\x1b\[([0-9;]{0,20})m")
-_LAST_ACTION = re.compile(r"^ *\(\w+\)\n?", re.MULTILINE)  # it would shift the rows, now and then
+_LAST_ACTION = re.compile(
+    r"^ *\(\w+\)\n?", re.MULTILINE
+)  # shown on some turns only, where it shifts the rows
 _COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
 
 def plain(screen: str) -> str:
-    r"""The text, then a line for each coloured stretch; rows and columns count from 1.
+    r"""Return the text of a screen and a line for each coloured part; rows and columns start at 1.
 
     >>> plain("\x1b[41mS\x1b[0mF\nFG\n")
     "SF\nFG\nred 'S' at row 1, column 1"
@@ -30,7 +32,7 @@ def plain(screen: str) -> str:
 
 
 def _colour(code: str) -> str:
-    """Of an escape such as 41 or 34;1: background or foreground alike."""
+    """Return the colour of an escape code such as 41 or 34;1, background or foreground."""
     for number in filter(None, code.split(";")):
         if int(number) // 10 in (3, 4) and int(number) % 10 < 8:
             return _COLOURS[int(number) % 10]

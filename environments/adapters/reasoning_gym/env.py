@@ -1,4 +1,4 @@
-"""Datasets of reasoning-gym: a question, one reply, the dataset's own score."""
+"""Datasets of reasoning-gym: a question, one reply, and the dataset's own score."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from environments.settings import is_int, require
 
 @dataclass
 class ReasoningGym(Environment):
-    """Answer a question of one dataset, or of several in turn."""
+    """Answer a question of one dataset, or of several datasets in turn."""
 
     dataset: str = "chain_sum"  # a name, or names joined by +
-    options: dict[str, Any] | None = None  # of one; or by name, {maze: {...}}
-    items: int = 5000  # of each dataset, for training and again for evaluation
+    options: dict[str, Any] | None = None  # of the dataset; of several by name, {maze: {...}}
+    items: int = 5000  # of each dataset, both for training and for evaluation
 
     recommended_model: ClassVar[str] = "qwen2_5_1_5b"
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
@@ -31,7 +31,7 @@ class ReasoningGym(Environment):
         names = str(self.dataset).split("+")
         known = library().factory.DATASETS
         for name in names:
-            require(name in known, "dataset", self.dataset, f"of {', '.join(sorted(known))}")
+            require(name in known, "dataset", self.dataset, f"among {', '.join(sorted(known))}")
         given = dict(self.options or {})
         options = given if len(names) > 1 else {names[0]: given}
         require(set(options) <= set(names), "options", self.options, f"by name: {', '.join(names)}")
@@ -40,26 +40,28 @@ class ReasoningGym(Environment):
             self._sources = sources(tuple(names), settings, self.items)
         except Exception as error:
             raise ValueError(
-                f"env.dataset={self.dataset}: must be made from "
+                f"env.dataset={self.dataset}: must be a dataset that allows "
                 f"env.options={self.options} and env.items={self.items} ({one_line(error)})"
             ) from None
         self._item: Item | None = None
         if not all(source.has_answers for source in self._sources):
-            self.baselines = WITHOUT_ORACLE  # type: ignore[misc]  # this instance's alone
+            self.baselines = WITHOUT_ORACLE  # type: ignore[misc]  # of this instance only
 
     @property
     def item(self) -> Item:
-        """The present one, for scripted policies."""
+        """The item of the current episode."""
         if self._item is None:
             raise RuntimeError("no episode: call reset")
         return self._item
 
     @property
     def source(self) -> Source:
+        """The dataset of the current episode."""
         return self._sources[self._index]
 
     @property
     def category(self) -> str:
+        """The name of the current dataset."""
         return self.source.name if self._item else ""
 
     @property
@@ -88,6 +90,7 @@ class ReasoningGym(Environment):
         return self._finish(End.TRUNCATED)
 
     def reply_from_input(self, text: str) -> str:
+        """Accept the answer alone, or a whole reply."""
         return text if "<answer>" in text else as_element("answer", text.strip())
 
     def _finish(self, end: End, *, reward: float = 0.0, readable: float = 0.0) -> Step:

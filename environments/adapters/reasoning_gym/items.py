@@ -1,4 +1,4 @@
-"""Items of reasoning-gym's datasets: split in two by their question, scored without harm."""
+"""Items of reasoning-gym's datasets: split by their questions, and scored without risk."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from zlib import crc32
 from environments.adapters.library import Chance, load
 from environments.adapters.rewards import bounded
 
-_SPARE = 4  # candidates for an item of a part: each has an even chance to be in it
-_TRIES = 256
+_SIZE_FACTOR = 4  # a dataset is larger than its parts, because half of it belongs to either part
+_MAX_TRIES = 256  # to draw an item of the wanted part
 _SUM = re.compile(r"(?:[0-9+\-/() ]|\*(?!\*)){1,200}")
-# No names: `oracle_answer` is one that a scorer knows.
+# These patterns allow no names, because `oracle_answer` is a name that a scorer can evaluate.
 _CELLS = re.compile(r"[0-9 \n-]{1,4000}")
 _BOARD = re.compile(r"[Q_ \n]{1,4000}")
 _CAPITALS = re.compile(r"[A-Z]{1,4000}")
-# These scorers run the answer as Python: only what can do nothing is handed to them.
-_HARMLESS = {
+# The scorers of these datasets run the answer as Python. They only get answers that fully match.
+HARMLESS_ANSWERS = {
     "binary_matrix": _CELLS,
     "countdown": _SUM,
     "n_queens": _BOARD,
@@ -28,31 +28,34 @@ _HARMLESS = {
     "spiral_matrix": _CELLS,
     "string_insertion": _CAPITALS,
 }
-# And these need answers that can do anything.
-_REFUSED = (
+# These datasets are refused. The first three need answers that no pattern can make safe.
+REFUSED_DATASETS = (
     *("intermediate_integration", "polynomial_multiplication", "simple_integration"),
-    "composite",  # names joined by + do the same
+    "composite",  # several datasets are chosen by names joined with +
 )
 
 
 def library() -> Any:
+    """Return the module `reasoning_gym`; raises `ValueError` if it is not installed."""
     return load("reasoning_gym", env="reasoning_gym", install="reasoning-gym==0.1.25")
 
 
 @dataclass(frozen=True)
 class Item:
+    """A question with its answer and the entry of the dataset."""
+
     question: str
-    answer: str | None  # None where the dataset knows no answer, only how to check one
-    entry: dict[str, Any]  # as the library made it
+    answer: str | None  # None if the dataset can only check answers
+    entry: dict[str, Any]  # as the library makes it
 
 
 class Source:
-    """One dataset. A question is either for training or held out, by its hash."""
+    """A dataset, whose questions are for training or held out by their hash."""
 
     def __init__(self, name: str, options: dict[str, Any], *, count: int) -> None:
-        if name in _REFUSED:
-            raise ValueError(f"{name} is not taken: see the README")
-        size = _SPARE * count
+        if name in REFUSED_DATASETS:
+            raise ValueError(f"{name} is not supported: see environments/adapters/README.md")
+        size = _SIZE_FACTOR * count
         with Chance(f"reasoning_gym/{name}")():
             self._dataset = library().create_dataset(name, **{"seed": 0, **options, "size": size})
         self.name = name
@@ -60,13 +63,17 @@ class Source:
         self._size = size
 
     def item(self, number: int, *, held_out: bool) -> Item:
+        """Return an item of the training part, or of the held-out part.
+
+        Raises `ValueError` if the dataset has too few different questions.
+        """
         failure: Exception | None = None
-        for attempt in range(_TRIES):
+        for attempt in range(_MAX_TRIES):
             index = (number + attempt * (self._count + 1)) % self._size
             try:
                 with Chance(f"reasoning_gym/{self.name}/{index}")():
                     entry = self._dataset[index]
-            except Exception as error:  # a few makers find no item for some of their seeds
+            except Exception as error:  # a few datasets have no item for some seeds
                 failure = error
                 continue
             question = str(entry["question"])
@@ -74,17 +81,16 @@ class Source:
                 answer = entry["answer"]
                 return Item(question, None if answer is None else str(answer), entry)
         reason = f" ({failure})" if failure else ""
-        raise ValueError(
-            f"env.dataset={self.name}: must have more than a few different questions{reason}"
-        )
+        raise ValueError(f"env.dataset={self.name}: must have enough different questions{reason}")
 
     @cached_property
     def has_answers(self) -> bool:
+        """Whether the dataset knows the answers of its items."""
         return self.item(0, held_out=False).answer is not None
 
     def score(self, answer: str, item: Item) -> float:
-        """From 0 to 1; 0 for an answer that the scorer cannot take."""
-        harmless = _HARMLESS.get(self.name)
+        """Return the dataset's score of an answer, from 0 to 1; 0 if its scorer cannot take it."""
+        harmless = HARMLESS_ANSWERS.get(self.name)
         if harmless and not harmless.fullmatch(answer):
             return 0.0
         if len(answer) > 1000 + 4 * len(item.answer or ""):
@@ -92,11 +98,12 @@ class Source:
         try:
             with Chance(f"reasoning_gym/{self.name}/score")():
                 return bounded(self._dataset.score_answer(answer, item.entry), 0.0, 1.0)
-        except Exception:  # of any kind: the scorers were written for answers in good form
+        except Exception:  # of any type: the scorers expect answers in good form
             return 0.0
 
 
 @lru_cache(maxsize=8)
 def sources(names: tuple[str, ...], options: str, count: int) -> tuple[Source, ...]:
+    """Return the datasets with their options, a JSON object by name, and the items of each part."""
     by_name = json.loads(options)
     return tuple(Source(name, by_name.get(name, {}), count=count) for name in names)

@@ -1,4 +1,4 @@
-"""Games of TextArena for one player, turn by turn."""
+"""Games of TextArena for one player, played turn by turn."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from environments.protocol import End, Environment, ScriptedPolicy, Step
 from environments.replies import without_thinking
 from environments.settings import is_int, is_number, require
 
-_MOST_CHARS = 2000  # of a reply that a game is given
+_MAX_ACTION_CHARACTERS = 2000  # the rest of a longer reply is cut off
 _BRACKETED = re.compile(r"\[[^\[\]\n]{1,40}\]")
 
 
 @dataclass
 class TextArena(Environment):
-    """Play one game; the actions are in square brackets, as its rules say."""
+    """Play one game; actions are in square brackets if its rules say so."""
 
     game: str = "GuessTheNumber-v0"
-    options: dict[str, Any] | None = None  # what the game's class takes
+    options: dict[str, Any] | None = None  # further arguments of the game's class
     max_turns: int = 50
-    clip: float = 1.0  # the most that an episode earns or costs
-    invalid_reward: float = 0.0  # the most for an episode that ends with an invalid action
+    clip: float = 1.0  # limit of the reward of an episode, up and down
+    invalid_reward: float = 0.0  # highest reward of an episode that ends with an invalid action
 
     recommended_model: ClassVar[str] = "qwen2_5_3b"
     baselines: ClassVar[Mapping[str, ScriptedPolicy]] = BASELINES
@@ -46,10 +46,11 @@ class TextArena(Environment):
                 f"env.game={self.game}: must be a game of TextArena that one player can play "
                 f"without network, with env.options={self.options} ({error})"
             ) from None
-        self.shown: set[str] = set()  # for scripted policies: what stood in brackets
+        self.shown: set[str] = set()  # the bracketed texts of the first observation
 
     @property
     def category(self) -> str:
+        """The name of the game."""
         return self.game
 
     @property
@@ -60,7 +61,7 @@ class TextArena(Environment):
         )
 
     def reset(self, seed: int, *, member: int = 0) -> str:
-        """All members start from one game; the chance that comes later is each member's own."""
+        """Begin with a game that depends on the seed; later chance depends on `member` too."""
         self._game = _started(self.game, self._options, seed)
         self._chance = Chance(f"textarena/{seed}/{member}")
         self._turns = 0
@@ -70,13 +71,13 @@ class TextArena(Environment):
 
     def step(self, reply: str) -> Step:
         self._require_running()
-        action = without_thinking(reply).strip()[:_MOST_CHARS]
+        action = without_thinking(reply).strip()[:_MAX_ACTION_CHARACTERS]
         self._turns += 1
         try:
             with self._chance():
                 is_over, _ = self._game.step(action)
             observation = "" if is_over else self._observe()
-        except Exception as error:  # of any kind: few games were tried on every text
+        except Exception as error:  # of any type: games are rarely tested on arbitrary text
             return self._finish(End.INVALID, text=f"The game cannot take that: {one_line(error)}")
         if is_over:
             return self._game_over()
@@ -89,10 +90,11 @@ class TextArena(Environment):
         return self._finish(End.TRUNCATED)
 
     def reply_from_input(self, text: str) -> str:
+        """Accept the action without its brackets, or a whole reply."""
         return text if "[" in text else f"[{text.strip()}]"
 
     def _observe(self) -> str:
-        """The messages since the last turn, less the policy's own."""
+        """Return the messages since the last turn, without those of the policy."""
         with self._chance():
             _, messages = self._game.get_observation()
         texts = [_text(message) for message in messages]
@@ -103,11 +105,11 @@ class TextArena(Environment):
 
     def _game_over(self) -> Step:
         rewards, info = self._game.close()
-        own = info.get(0, {})
+        outcome = info.get(0, {})
         earned = bounded((rewards or {}).get(0), -1e6, 1e6)
         reward = bounded(earned, -self.clip, self.clip)
-        text = str(own.get("reason", ""))
-        if own.get("invalid_move"):
+        text = str(outcome.get("reason", ""))
+        if outcome.get("invalid_move"):
             return self._finish(End.INVALID, reward=reward, text=text)
         return self._finish(End.WON if earned >= 1 else End.LOST, reward=reward, text=text)
 
@@ -128,7 +130,7 @@ class TextArena(Environment):
 
 
 def _text(message: tuple[Any, ...]) -> str:
-    """Some games give a message's kind before its text."""
+    """Return the text of a message, which some games put after its kind; empty for an action."""
     _, text, kind = message
     if isinstance(kind, str):
         text, kind = kind, text
@@ -136,11 +138,12 @@ def _text(message: tuple[Any, ...]) -> str:
 
 
 class _UnplayableError(Exception):
-    pass
+    """A game cannot be played here, for the reason in the message."""
 
 
 @lru_cache(maxsize=64)
 def _check(game: str, options: str) -> None:
+    """Raise `_UnplayableError` unless the game starts and is for one player."""
     _library()
     try:
         started = _started(game, options, 0)
@@ -151,14 +154,15 @@ def _check(game: str, options: str) -> None:
 
 
 def _started(game: str, options: str, seed: int) -> Any:
-    """The game without the wrappers that repeat all earlier turns."""
+    """Start a game, without the wrappers that repeat all earlier turns."""
     library = _library()
     with Chance(f"textarena/{seed}")():
-        made = library.make(game, **json.loads(options))
-        while isinstance(made, library.Wrapper):
-            made = made.env
-        made.reset(num_players=1, seed=seed % 2**32)  # odd stays odd: numpy takes 32 bits
-    return made
+        started = library.make(game, **json.loads(options))
+        while isinstance(started, library.Wrapper):
+            started = started.env
+        # numpy takes seeds of 32 bits; odd seeds stay odd.
+        started.reset(num_players=1, seed=seed % 2**32)
+    return started
 
 
 def _library() -> Any:

@@ -22,7 +22,7 @@ from rl_experiments.config.schema import Fallback, JudgeConfig, OnBudget, RulerC
 from rl_experiments.errors import UserError
 from rl_experiments.judge.prompt import build_prompt
 from rl_experiments.judge.rewarder import Judge
-from rl_experiments.rollout.types import Trajectory, Turn
+from rl_experiments.rollout.episodes import Trajectory, Turn
 from tests.fakes.judge_server import attempts, entries, judge, tiles
 from tests.fakes.openai_server import KINDS, Body, OpenAIServer
 from tests.rl_experiments.training.test_training import assert_same, outcome

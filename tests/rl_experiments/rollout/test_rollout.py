@@ -24,13 +24,12 @@ from environments.game2048.replies import Parser
 from rl_experiments.config.schema import Credit, ScratchConfig
 from rl_experiments.inference.sampler import Completion, Engine, Request
 from rl_experiments.inference.transformers_sampler import TransformersSampler
-from rl_experiments.models.tiny import scratch_model, word_tokenizer
+from rl_experiments.models.tiny import scratch_model
+from rl_experiments.models.tiny_tokenizer import word_tokenizer
 from rl_experiments.rollout.advantages import returns_to_go, turn_advantages
-from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory, Turn
 from rl_experiments.rollout.renderer import ChatTurn, Renderer, RendererCache
-from rl_experiments.rollout.runner import RolloutRunner
-from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
-from rl_experiments.training.samples import spans, trajectory_to_samples
+from rl_experiments.training.samples import split_by_tokens, trajectory_to_samples
 
 SCRATCH = ScratchConfig(warmup_episodes=60, warmup_steps=60)
 
@@ -63,9 +62,9 @@ def rollout(
     )
 
 
-def renderer_of(played: RolloutRunner) -> Renderer:
-    """The renderer of all of its episodes."""
-    return Episode(played.environment, EpisodeSpec(1)).renderer(played.renderers)
+def chat_of(played: RolloutRunner) -> Renderer:
+    """The chat of all of its episodes."""
+    return Episode(played.environment, EpisodeSpec(1)).chat(played.chats)
 
 
 def tasks(count: int) -> list[EpisodeSpec]:
@@ -135,7 +134,7 @@ class Turns:
 
 def test_no_turn_waits_for_another_episode(folder: Path) -> None:
     played = rollout(folder, game(max_moves=5, earlier_turns=0))
-    played.sampler = sampler = Turns(renderer_of(played).reply_ids("<move>left</move>"))
+    played.sampler = sampler = Turns(chat_of(played).reply_ids("<move>left</move>"))
     found = played.play(tasks(3), policy_version=7)
     # The episode that is served first plays to its end while the others have not had a turn.
     longest = [len(list(turns)) for _, turns in groupby(sampler.order)]
@@ -230,7 +229,7 @@ def test_rows_hold_every_reply_once_under_the_prompt_that_the_policy_saw(
 def test_no_part_of_a_mini_batch_is_larger_than_asked(
     sizes: list[tuple[int, int]], most: int
 ) -> None:
-    parts = [sizes[span] for span in spans(sizes, most)]
+    parts = [sizes[span] for span in split_by_tokens(sizes, most)]
     assert [size for part in parts for size in part] == sizes
     for part in parts:  # as tensors: prompts and replies are padded apart
         padded = len(part) * (max(p for p, _ in part) + max(r for _, r in part))
@@ -261,7 +260,7 @@ def test_an_episode_does_not_depend_on_its_batch(folder: Path) -> None:
 
 def test_tokens_are_drawn_from_the_models_distribution(folder: Path) -> None:
     played = rollout(folder, game())
-    prompt = renderer_of(played).prompt([ChatTurn(game().reset(1))])
+    prompt = chat_of(played).prompt([ChatTurn(game().reset(1))])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     n = 2000
@@ -386,7 +385,7 @@ class Asks(Environment):
 
 def test_an_episode_shows_the_tools_of_its_task(folder: Path) -> None:
     played = rollout(folder, Asks())
-    tokenizer = played.renderers.tokenizer
+    tokenizer = played.chats.tokenizer
     tokenizer.chat_template = (
         "{% if tools %}{{ tools[0].function.name }} {% endif %}"
         "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"

@@ -1,4 +1,4 @@
-"""Training stops, and says why, when it cannot be right."""
+"""Training stops, with the reason, when it cannot be right."""
 
 from __future__ import annotations
 
@@ -26,22 +26,27 @@ from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from rl_experiments.run.recorder import RunRecorder
 from rl_experiments.tracking.loggers import Job, Loggers
-from rl_experiments.training.grpo import build_trainer, trainer_arguments
+from rl_experiments.training.build import build_trainer
+from rl_experiments.training.grpo_config import make_grpo_config
 from rl_experiments.training.trainer import EpisodeTrainer
 from tests.support.program import SMALL
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_of_this_session(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Make each tiny model once for all tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def trainer(
+def small_trainer(
     folder: Path,
     *overrides: str,
     environment: Game2048 | None = None,
     engine: Callable[[Any], Engine] | None = None,
 ) -> EpisodeTrainer:
+    """Return the trainer of a small run, optionally with another environment or engine."""
     register()
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         cfg = compose("config", [*SMALL, "name=guard", "trainer.max_steps=12", *overrides])
@@ -54,27 +59,32 @@ def trainer(
     config = experiment.config
     loggers = Loggers(Job(folder, 12, config.logger, {}, print))
     run = RunRecorder(folder, loggers, Checkpointer(folder, config.checkpoint, print))
-    return build_trainer(experiment, run, policy, trainer_arguments(config, run))
+    return build_trainer(experiment, run, policy, make_grpo_config(config, run.checkpoints))
 
 
-def test_a_sampler_with_frozen_weights_is_noticed(tmp_path: Path) -> None:
-    # Training works on these weights, yet the sampler never sees them change.
-    frozen = trainer(tmp_path, "trainer.learning_rate=0.02")
-    before = AutoModelForCausalLM.from_pretrained(frozen.model.name_or_path)
-    frozen.rollout.sampler.model = before  # type: ignore[attr-defined]
+@pytest.mark.slow
+def test_training_stops_if_the_sampler_keeps_its_first_weights(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, "trainer.learning_rate=0.02")
+    first_weights = AutoModelForCausalLM.from_pretrained(trainer.model.name_or_path)
+    trainer.rollout.sampler.model = first_weights  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"sampler and the trainer disagree.*checks\.max_logp"):
-        frozen.train()
+        trainer.train()
 
 
-def test_a_sampler_at_another_temperature_is_noticed(tmp_path: Path) -> None:
-    hot = trainer(tmp_path)
-    hot.rollout.sampler.temperature = 1.5  # type: ignore[attr-defined]
+@pytest.mark.slow
+def test_training_stops_if_the_sampler_has_another_temperature(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path)
+    trainer.rollout.sampler.temperature = 1.5  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="sampler and the trainer disagree"):
-        hot.train()
+        trainer.train()
 
 
-class Copy:
-    """An engine with weights of its own, as vLLM's are; after `syncs` they stay what they are."""
+class CopyEngine:
+    """An engine with a copy of the weights, as vLLM has one.
+
+    It can be made faulty: only the first `syncs` loads change its weights, and only the first
+    `versions` loads change its version.
+    """
 
     sync_seconds = 0.0
 
@@ -93,13 +103,13 @@ class Copy:
             self.policy_version = policy_version
 
     def logprobs(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        found = []
+        logprobs = []
         for prompt, reply in sequences:
             with torch.no_grad():
                 logits = self.model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
             chosen = logits.log_softmax(-1).gather(1, torch.tensor(reply).unsqueeze(1))
-            found.append(chosen.squeeze(1).tolist())
-        return found
+            logprobs.append(chosen.squeeze(1).tolist())
+        return logprobs
 
     def sampler(self, model: Any, **settings: Any) -> Sampler:
         return CopySampler(self, model, pad_token_id=0, **settings)
@@ -109,7 +119,9 @@ class Copy:
 
 
 class CopySampler(TransformersSampler):
-    def __init__(self, engine: Copy, model: Any, **settings: Any) -> None:
+    """Plays with the weights of a `CopyEngine`, which it loads before each rollout."""
+
+    def __init__(self, engine: CopyEngine, model: Any, **settings: Any) -> None:
         super().__init__(engine.model, **settings)
         self.engine = engine
         self.policy = model
@@ -120,51 +132,63 @@ class CopySampler(TransformersSampler):
         super().begin(self.engine.policy_version)
 
 
-def test_an_engine_is_proven_to_be_the_policy_at_each_sync(tmp_path: Path) -> None:
-    sound = trainer(tmp_path, "trainer.max_steps=6", "trainer.learning_rate=0.02", engine=Copy)
-    sound.train()
-    logged = [r["sampling/sync_logp_difference/mean"] for r in sound.state.log_history[:-1]]
+@pytest.mark.slow
+def test_the_engine_is_compared_with_the_policy_at_each_sync(tmp_path: Path) -> None:
+    trainer = small_trainer(
+        tmp_path, "trainer.max_steps=6", "trainer.learning_rate=0.02", engine=CopyEngine
+    )
+    trainer.train()
+    logged = [r["sampling/sync_logp_difference/mean"] for r in trainer.state.log_history[:-1]]
     assert len(logged) == 3 and max(logged) < 1e-5
 
 
-def test_an_engine_whose_weights_stay_what_they_were_stops_the_run(tmp_path: Path) -> None:
-    frozen = trainer(
-        tmp_path, "trainer.learning_rate=0.02", engine=lambda model: Copy(model, syncs=1)
+@pytest.mark.slow
+def test_training_stops_if_a_sync_leaves_the_engine_unchanged(tmp_path: Path) -> None:
+    trainer = small_trainer(
+        tmp_path, "trainer.learning_rate=0.02", engine=lambda model: CopyEngine(model, syncs=1)
     )
     with pytest.raises(UserError, match=r"not the policy after a weight sync.*max_sync_diff"):
-        frozen.train()
-    assert frozen.state.global_step == 2  # at the first sync that did nothing
+        trainer.train()
+    assert trainer.state.global_step == 2  # the second sync is the first that does nothing
 
 
-def test_an_engine_that_plays_an_old_version_stops_the_run(tmp_path: Path) -> None:
-    late = trainer(tmp_path, engine=lambda model: Copy(model, versions=1))
-    with pytest.raises(UserError, match=r"played policy version 0, the trainer is at 2"):
-        late.train()
+@pytest.mark.slow
+def test_training_stops_if_the_engine_plays_an_old_version(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, engine=lambda model: CopyEngine(model, versions=1))
+    with pytest.raises(
+        UserError, match=r"played with the weights of step 0, but the trainer is at step 2"
+    ):
+        trainer.train()
 
 
 @dataclass
-class Flat(Game2048):
-    """Every episode is worth the same."""
+class EqualRewards(Game2048):
+    """A game in which every episode has the reward 1."""
 
     def step(self, reply: str) -> Step:
         step = super().step(reply)
         return Step(observation=step.observation, end=step.end, episode_reward=1.0)
 
 
-def test_rewards_that_never_vary_are_noticed(tmp_path: Path) -> None:
-    flat = trainer(tmp_path, "checks.patience=2", environment=Flat(max_moves=3, earlier_turns=0))
+@pytest.mark.slow
+def test_training_stops_if_no_rewards_vary(tmp_path: Path) -> None:
+    trainer = small_trainer(
+        tmp_path, "checks.patience=2", environment=EqualRewards(max_moves=3, earlier_turns=0)
+    )
     with pytest.raises(UserError, match=r"No group's rewards varied in 2 generations"):
-        flat.train()
-    assert flat.state.global_step == 2  # stopped at the second generation, not at the end
+        trainer.train()
+    assert trainer.state.global_step == 2  # the second generation, of six
 
 
-def test_a_collapsed_reply_format_is_noticed(tmp_path: Path) -> None:
-    mute = trainer(tmp_path, "checks.patience=2", "model.scratch.warmup_steps=0")
+@pytest.mark.slow
+def test_training_stops_if_no_reply_can_be_read(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, "checks.patience=2", "model.scratch.warmup_steps=0")
     with pytest.raises(UserError, match=r"reply format has collapsed: 100% .* 2 generations"):
-        mute.train()
+        trainer.train()
 
 
-def test_a_sound_run_passes_the_same_checks(tmp_path: Path) -> None:
-    sound = trainer(tmp_path, "checks.patience=2", "trainer.max_steps=4")
-    sound.train()
-    assert sound.state.global_step == 4
+@pytest.mark.slow
+def test_a_run_without_faults_passes_the_same_checks(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, "checks.patience=2", "trainer.max_steps=4")
+    trainer.train()
+    assert trainer.state.global_step == 4

@@ -1,9 +1,10 @@
-"""Training from the command line: what it leaves, that it repeats, that a killed run goes on."""
+"""Training from the command line: its files, the same seed again, runs that are killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,15 +20,19 @@ from rl_experiments.checkpoints.local import is_whole, latest
 from tests.support.forked import ForkedProcess
 from tests.support.program import SMALL, Program, WarmStarter, command
 
+pytestmark = pytest.mark.slow
+
+_HANG_SECONDS = 600
+
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The metrics without what a clock has measured."""
+    """Return the metrics of a run without those that a clock measured."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that two equal runs have in common: weights, metrics, episodes, evaluation."""
+    """Return all that must be equal in two equal runs: weights, metrics, episodes, evaluation."""
     newest = latest(run / "checkpoints")
     assert newest is not None
     return {
@@ -40,6 +45,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Assert that two results of `outcome` are equal, the weights bit for bit."""
     weights = first.pop("weights"), second.pop("weights")
     assert first == second
     assert weights[0].keys() == weights[1].keys()
@@ -48,7 +54,7 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, run_in: Program) -> tuple[Path, str]:
-    """The run folder and the output of one small experiment."""
+    """Return the run folder and the output of a small experiment that nothing interrupted."""
     cwd = tmp_path_factory.mktemp("undisturbed")
     done = run_in(cwd, *SMALL, "name=one", "trainer.max_steps=8", from_nothing=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -66,7 +72,7 @@ def test_a_run_shows_its_progress_and_its_table(undisturbed: tuple[Path, str]) -
     assert f"Run folder: {run}" in output
 
 
-def test_a_run_folder_tells_what_was_run_and_what_came_out(undisturbed: tuple[Path, str]) -> None:
+def test_a_run_folder_has_the_settings_and_the_results(undisturbed: tuple[Path, str]) -> None:
     run, _ = undisturbed
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_steps"] == 8 and config["env"]["win_value"] == 32
@@ -111,15 +117,15 @@ def test_a_killed_run_resumes_to_the_same_weights(
     arguments = [*SMALL, "name=killed", "trainer.max_steps=8"]
     run = tmp_path / "runs/killed/0"
     moments = [
-        (run / "evaluation/before.jsonl", 5),  # while the policy before is evaluated
-        (run / "metrics.jsonl", 1),  # in training, the first checkpoint just due
+        (run / "evaluation/before.jsonl", 5),  # while the policy is evaluated before training
+        (run / "metrics.jsonl", 1),  # in training, when the first checkpoint is due
         (run / "metrics.jsonl", 3),
     ]
     for file, lines in moments:
-        own = warm if "resume=true" in arguments else None
-        kill_when(file, lines, arguments, cwd=tmp_path, env=program_environment, warm=own)
+        starter = warm if "resume=true" in arguments else None
+        kill_when(file, lines, arguments, cwd=tmp_path, env=program_environment, warm=starter)
         arguments = [*arguments, "resume=true"] if "resume=true" not in arguments else arguments
-    # Torn as by a kill during a save: the resumed run has to pass it over.
+    # As if killed during a save: the resumed run must ignore this checkpoint.
     torn = run / "checkpoints/checkpoint-8"
     torn.mkdir(exist_ok=True)
     (torn / "model.safetensors").write_bytes(b"torn")
@@ -128,7 +134,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert_same(outcome(undisturbed[0]), outcome(run))
 
 
-def test_a_run_that_is_asked_to_end_does_so_with_a_checkpoint(
+def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_first(
     undisturbed: tuple[Path, str], program: Program, tmp_path: Path
 ) -> None:
     (tmp_path / "stop").touch()
@@ -143,23 +149,23 @@ def test_a_run_that_is_asked_to_end_does_so_with_a_checkpoint(
     assert_same(outcome(undisturbed[0]), outcome(run))
 
 
-def test_a_mini_batch_in_parts_learns_the_same(
+def test_micro_batches_give_the_gradient_of_the_mini_batch(
     undisturbed: tuple[Path, str], program: Program, tmp_path: Path
 ) -> None:
-    """Bounded history makes a row a turn: many rows, which may not fit the GPU at once."""
+    """With a bounded history each turn is a sample, and these may not fit the GPU at once."""
     whole = metrics(undisturbed[0])
-    done = program(*SMALL, "name=parts", "trainer.max_steps=8", "fit.micro_batch_tokens=250")
+    done = program(*SMALL, "name=parts", "trainer.max_steps=8", "memory.micro_batch_tokens=250")
     assert done.returncode == 0, done.stderr
     for first, second in zip(whole, metrics(tmp_path / "runs/parts/0"), strict=True):
         assert second["loss"] == pytest.approx(first["loss"], abs=1e-5)
         assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3, abs=1e-5)
     means = ["trainer.loss_type=grpo", "trainer.scale_rewards=none"]
     for name, tokens in (("all", "null"), ("some", "150")):
-        small = [*SMALL, *means, f"name={name}", f"fit.micro_batch_tokens={tokens}"]
+        small = [*SMALL, *means, f"name={name}", f"memory.micro_batch_tokens={tokens}"]
         assert program(*small).returncode == 0
     first, second = (metrics(tmp_path / f"runs/{name}/0")[-1] for name in ("all", "some"))
     assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3)
-    assert whole[-1]["grad_norm"] > 0 and first["grad_norm"] > 0  # there was something to learn
+    assert whole[-1]["grad_norm"] > 0 and first["grad_norm"] > 0  # else nothing was compared
 
 
 def kill_when(
@@ -171,9 +177,9 @@ def kill_when(
     env: dict[str, str],
     warm: WarmStarter | None = None,
 ) -> None:
-    """Run the program and SIGKILL it as soon as the file has that many lines."""
+    """Run the program and end it with SIGKILL as soon as the file has `lines` lines."""
     process = started(arguments, cwd=cwd, env=env, warm=warm)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + _HANG_SECONDS
     while not (file.exists() and file.read_text().count("\n") >= lines):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
@@ -184,23 +190,25 @@ def kill_when(
 def started(
     arguments: list[str], *, cwd: Path, env: dict[str, str], warm: WarmStarter | None
 ) -> subprocess.Popen[bytes] | ForkedProcess:
-    """The program under way, its words thrown away."""
+    """Start the program and return its process; its output is discarded."""
     null = subprocess.DEVNULL
     if warm is None:
         return subprocess.Popen(command(arguments), cwd=cwd, env=env, stdout=null, stderr=null)
     return warm.start(arguments, cwd=cwd, variables=env, out=os.devnull, err=os.devnull)
 
 
-def test_a_changed_setting_is_no_resumption(undisturbed: tuple[Path, str], run_in: Program) -> None:
+def test_a_run_is_not_resumed_with_another_setting(
+    undisturbed: tuple[Path, str], run_in: Program
+) -> None:
     run, _ = undisturbed
     small = [*SMALL, "name=one", "trainer.max_steps=8"]
     done = run_in(run.parents[2], *small, "env.hints=false", "resume=true")
     assert done.returncode == 1 and done.stderr.startswith("env.hints is not what it was")
 
 
-def test_a_tampered_checkpoint_is_not_whole(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
-    import shutil
-
+def test_a_checkpoint_with_a_changed_byte_is_not_valid(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
     source = latest(undisturbed[0] / "checkpoints")
     assert source is not None and is_whole(source)
     copy = tmp_path / "checkpoint-8"
@@ -211,7 +219,7 @@ def test_a_tampered_checkpoint_is_not_whole(undisturbed: tuple[Path, str], tmp_p
     assert not is_whole(copy) and latest(tmp_path) is None
 
 
-def test_a_checkpoint_is_evaluated_and_watched(
+def test_a_checkpoint_can_be_evaluated_and_played(
     undisturbed: tuple[Path, str], program: Program, tmp_path: Path
 ) -> None:
     run, _ = undisturbed
@@ -219,9 +227,9 @@ def test_a_checkpoint_is_evaluated_and_watched(
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads((tmp_path / "runs/e/0/evaluation.json").read_text())
     trained = json.loads((run / "evaluation.json").read_text())
-    found = next(p for p in summary["policies"] if p["policy"] == "checkpoint-8")
-    assert found["win_rate"] == trained["policies"][-1]["win_rate"]
-    assert found["reward"] == trained["policies"][-1]["reward"]
+    evaluated = next(p for p in summary["policies"] if p["policy"] == "checkpoint-8")
+    assert evaluated["win_rate"] == trained["policies"][-1]["win_rate"]
+    assert evaluated["reward"] == trained["policies"][-1]["reward"]
     watched = program(*SMALL, "play", f"checkpoint={run}")
     assert watched.returncode == 0 and "<move>" in watched.stdout
     assert "\n> <move>" in watched.stdout and "after" in watched.stdout  # a move, and the end

@@ -1,4 +1,4 @@
-"""An environment of somebody else's: name the parity of a few bits."""
+"""An environment outside the package, as a user would write one: the parity of a few bits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ ANSWERS = ("even", "odd")
 
 @dataclass
 class Parity(Environment):
+    """Say whether the ones among a few bits are even or odd in number."""
+
     bits: int = 3
 
     recommended_model: ClassVar[str] = "qwen3_0_6b"

@@ -1,0 +1,78 @@
+"""The questions of GSM8K: the split, files, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from environments import evaluation_seed, training_seed
+from environments.gsm8k import Gsm8k
+from tests.environments.gsm8k.questions import ROWS, a_file
+
+
+def shown_in(env: Gsm8k, seed: Callable[[int], int], count: int) -> list[str]:
+    return [env.reset(seed(index)) for index in range(count)]
+
+
+def test_an_epoch_shows_each_question_once_and_none_of_the_held_out(tmp_path: Path) -> None:
+    doubled = [*ROWS, *ROWS[:50], {**ROWS[7], "question": ROWS[7]["question"].upper() + " "}]
+    env = Gsm8k(a_file(tmp_path, doubled))
+    sizes = len(env.questions.training), len(env.questions.evaluation)
+    assert sum(sizes) == len(ROWS) and 5 <= sizes[1] <= 40
+    training = shown_in(env, lambda index: training_seed(5, index), sizes[0])
+    evaluation = shown_in(env, evaluation_seed, sizes[1])
+    assert len({*training}) == sizes[0] and len({*evaluation}) == sizes[1]
+    assert {*training, *evaluation} == {row["question"] for row in ROWS}
+    assert training != sorted(training)
+    # A question stays on its side when others come or go.
+    half = Gsm8k(a_file(tmp_path, ROWS[::2], "half.jsonl")).questions
+    assert {item.question for item in half.evaluation} <= {*evaluation}
+    assert {item.question for item in half.training} <= {*training}
+    # A small file has both parts all the same.
+    held_out = [row for row in ROWS if row["question"] in evaluation]
+    for name, rows in (("pair", ROWS[:2]), ("held_out", held_out[:2])):
+        pair = Gsm8k(a_file(tmp_path, rows, f"{name}.jsonl")).questions
+        assert len(pair.training) == len(pair.evaluation) == 1
+
+
+def test_two_files(tmp_path: Path) -> None:
+    held_out = [*ROWS[:5], {"question": "1 + 1?", "answer": 2, "source": "mine"}]
+    env = Gsm8k(a_file(tmp_path, ROWS), a_file(tmp_path, held_out, "held_out.jsonl"))
+    asked = {row["question"] for row in held_out}
+    assert {*shown_in(env, evaluation_seed, 6)} == asked
+    training = shown_in(env, lambda index: training_seed(0, index), 400)
+    assert {*training} == {row["question"] for row in ROWS} - asked
+    assert training[:50] != [row["question"] for row in ROWS[5:55]]
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "no question": ([], "must have at least one question"),
+    "one question": ([json.dumps(ROWS[0])], "must have questions that are not held out"),
+    "no JSON": (["{"], "line 1 is not a JSON object"),
+    "no object": (["[]"], "row 1 must have a question and an answer"),
+    "no answer": ([json.dumps({"question": "?"})], "row 1 must have"),
+    "no number": (
+        [json.dumps(ROWS[0]), json.dumps({"question": "Who?", "answer": "Ann"})],
+        "row 2: the answer 'Ann' does not end in a number",
+    ),
+}
+
+
+@pytest.mark.parametrize("lines, says", WRONG.values(), ids=WRONG)
+def test_a_wrong_file_is_named_in_one_line(tmp_path: Path, lines: list[str], says: str) -> None:
+    path = tmp_path / "wrong.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError) as raised:
+        Gsm8k(str(path))
+    assert str(raised.value).startswith(f"env.data={path}: ") and says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_made_up_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ValueError, match=r"env.data=gsm_symbolic: .*pip install reasoning-gym"):
+        Gsm8k("gsm_symbolic")
