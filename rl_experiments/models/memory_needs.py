@@ -84,7 +84,7 @@ class ModelDims:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """GiB that each part of a run takes."""
+    """GiB that each part of a run takes, and how many contexts the engine plays at once."""
 
     weights: float  # the trainer's
     update: float  # gradients and optimizer
@@ -93,7 +93,7 @@ class MemoryNeeds:
     longest_row: float  # activations of the longest sample, which cannot be split
     engine_weights: float
     full_context: float  # KV cache of one full context
-    contexts: int  # turns that the engine generates at once
+    contexts: int  # episodes whose turns the engine generates at once
 
     @classmethod
     def of(
@@ -102,9 +102,9 @@ class MemoryNeeds:
         """Return what the settings need; without `trains` there is no update."""
         lora, vllm, trainer = config.model.lora, config.vllm, config.trainer
         if lora.enabled:
-            adapter = 2 * lora.r * dims.hidden * len(lora.target_modules) * dims.layers
-            # Its weights, gradients and moments, for outputs up to twice as wide as `hidden`.
-            update_bytes = 2 * adapter * (2 * _BYTES_FP32 + _BYTES_ADAM)
+            # Two matrices of r x hidden for each module; twice that, as some modules are wider.
+            adapter = 2 * 2 * lora.r * dims.hidden * len(lora.target_modules) * dims.layers
+            update_bytes = adapter * (2 * _BYTES_FP32 + _BYTES_ADAM)  # its weights are counted too
         else:
             update_bytes = dims.parameters * (_BYTES_FP32 + _BYTES_ADAM)
         # Weights that are trained are kept in fp32.
@@ -128,22 +128,22 @@ class MemoryNeeds:
 
     @property
     def without_activations(self) -> float:
-        """All of the trainer's memory but activations."""
+        """GiB of the trainer, all but activations."""
         return self.weights + self.update + self.logits + RESERVE_GIB
 
     @property
     def smallest_engine(self) -> float:
-        """The least memory with which the engine can play one context at a time."""
+        """GiB with which the engine can start and play one context at a time."""
         return self.engine_weights + self.full_context + _ENGINE_RESERVE_GIB
 
     @property
     def comfortable_engine(self) -> float:
-        """Memory with which the engine plays all contexts at once."""
+        """GiB with which the engine plays all contexts at once."""
         cache = _CACHE_MARGIN * self.contexts * self.full_context
         return self.engine_weights + _ENGINE_RESERVE_GIB + cache
 
     def table(self, total: float) -> dict[str, float]:
-        """Return the parts by name, for messages; `total` is the GPU's memory."""
+        """Return the GiB of each part by name, for messages; `total` is the GPU's memory."""
         return {
             "in all": total,
             "weights": self.weights,

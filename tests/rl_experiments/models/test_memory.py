@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,17 @@ from rl_experiments.preflight import check
 
 HALF_B = ModelDims(494_000_000, 24, 896, 4864, 2, 64, 151936)
 THREE_B = ModelDims(3_090_000_000, 36, 2048, 11008, 2, 128, 151936)
+
+
+def test_the_sizes_are_read_from_a_models_configuration(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen3Config(vocab_size=500, tie_word_embeddings=True, **sizes, **heads)
+    config.save_pretrained(tmp_path)
+    dims = ModelDims.of(tmp_path)
+    assert dims == ModelDims(dims.parameters, 3, 64, 160, 2, 16, 500)
+    assert dims.parameters == pytest.approx(Qwen3ForCausalLM(config).num_parameters(), rel=0.01)
+    assert dims.cache_bytes_per_token == 3 * 2 * (2 * 16) * 2  # keys and values in bf16
 
 
 def settings(**changes: object) -> Config:
