@@ -11,10 +11,19 @@ from tests.support.forked import ForkServer
 # What launches and Modal's containers import: libraries alone, for a container gets the project's
 # modules from the client, not from the checkout.
 LAUNCHER_LIBRARIES = (
+    "antlr4.LL1Analyzer",
     "cloudpickle",
+    "dotenv.main",
+    "hydra._internal.core_plugins.bash_completion",
     "hydra._internal.core_plugins.basic_launcher",
     "hydra._internal.core_plugins.basic_sweeper",
+    "hydra._internal.core_plugins.file_config_source",
+    "hydra._internal.core_plugins.fish_completion",
+    "hydra._internal.core_plugins.importlib_resources_config_source",
+    "hydra._internal.core_plugins.structured_config_source",
+    "hydra._internal.core_plugins.zsh_completion",
     "hydra._internal.hydra",
+    "hydra._internal.logging_config",
     "hydra.core.utils",
     "hydra.main",
     "modal",
@@ -22,12 +31,19 @@ LAUNCHER_LIBRARIES = (
     "modal._runtime.task_lifecycle_manager",
     "modal._runtime.user_code_event_loop",
     "modal._runtime.user_code_imports",
+    "omegaconf._impl",
+    "rich._emoji_codes",
     "rich.progress",
     "tenacity",
 )
 # What training imports.
 TRAINING_LIBRARIES = (
+    "PIL.BmpImagePlugin",
+    "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin",
+    "PIL.PpmImagePlugin",
     "datasets",
+    "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
     "openai",
     "peft",
@@ -36,6 +52,10 @@ TRAINING_LIBRARIES = (
 )
 # The project's own modules, of which these import the others.
 PROJECT = (
+    "environments.game2048.env",
+    "hydra_modal_jobs.launch",
+    "hydra_modal_jobs.worker.run_job",
+    "hydra_plugins.modal_launcher.launcher",
     "rl_experiments.cli",
     "rl_experiments.commands.evaluate",
     "rl_experiments.commands.train",
