@@ -14,6 +14,16 @@ from tests.support.program import Program, WarmStarter, run
 # Two processes with two threads each would spend their time waiting for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# A test with one of these fixtures starts programs, which takes about a second each.
+FIXTURES_OF_PROGRAMS = {"program_environment", "plane", "place"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start programs as slow."""
+    for item in items:
+        if FIXTURES_OF_PROGRAMS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def program_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
