@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -90,7 +89,7 @@ def test_a_mistake_ends_in_one_line(
     if "taken" in typed:
         (runs / "taken" / "0").mkdir(parents=True)
     before = files_under(runs)
-    done = program(*typed.split(), timeout=30)  # not long enough to train
+    done = program(*typed.split())
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -115,12 +114,10 @@ def imported(arguments: list[str], environment: dict[str, str], cwd: Path) -> se
     return {name.partition(".")[0] for name in names}
 
 
-def test_help_is_complete_and_quick(
+def test_help_is_complete_and_loads_nothing_heavy(
     program: Program, program_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    started = time.monotonic()
     done = program("--help")
-    assert time.monotonic() - started < 3
     assert done.returncode == 0 and done.stderr == ""
     verbs = ["train", "evaluate", "play", "plan", "runs", "resume"]
     groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
