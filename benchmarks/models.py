@@ -29,13 +29,13 @@ from rl_experiments.models.tiny import (
     IGNORED,
     Example,
     best_device,
-    cache_folder,
     random_episodes,
     random_model,
     save,
     warm_up,
 )
 from rl_experiments.models.tiny_tokenizer import texts_of, word_tokenizer
+from rl_experiments.paths import cache_folder
 from rl_experiments.rollout.episodes import Trajectory, visible
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
 from rl_experiments.training.samples import trajectory_to_samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -40,8 +41,11 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"  # peft's: the checkpoint holds a Lo
 MODEL_CONFIG_FILE = "config.json"  # transformers': the checkpoint holds a whole model
 
 
-def checkpoint_name(step: int) -> str:
-    """Return the name of a checkpoint's folder, which the Trainer of transformers prescribes."""
+def checkpoint_name(step: int | str) -> str:
+    """Return the name of the folder of a checkpoint, or the pattern of such names.
+
+    The Trainer of transformers prescribes it.
+    """
     return f"checkpoint-{step}"
 
 
@@ -63,3 +67,9 @@ def judge_answers_file(rank: int) -> str:
 def judge_spending_file(rank: int) -> str:
     """Return the name of the file in judge/ with what one process has spent."""
     return f"spent-{rank}.json"
+
+
+def cache_folder() -> Path:
+    """Return the folder of this user for models made at random and for downloaded checkpoints."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "rl_experiments" / "scratch"

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from rl_experiments.checkpoints import local as checkpoint
-from rl_experiments.checkpoints.store import is_remote
+from rl_experiments.checkpoints.resolve import is_url, locate
 from rl_experiments.config.environment import build_environment
 from rl_experiments.config.experiment import Experiment, generation_steps
 from rl_experiments.config.schema import Config, Credit, EndpointConfig, VllmMode
@@ -60,8 +59,8 @@ def check(cfg: DictConfig) -> Experiment:
     elsewhere = config.gpu.type != "local" and not os.environ.get("MODAL_TASK_ID")
     if elsewhere:
         _check_reachable(config)
-    elif config.checkpoint.path and not is_remote(config.checkpoint.path):
-        config.checkpoint.path = str(checkpoint.find(config.checkpoint.path))
+    elif config.checkpoint.path and not is_url(config.checkpoint.path):
+        config.checkpoint.path = str(locate(config.checkpoint.path))
     model = config.model
     if not config.checkpoint.path and not (model.path or model.scratch or model.base_url):
         raise UserError("model.path: name a Hugging Face model or a folder, or set model.scratch")

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import equal
 
 from benchmarks import _results as results
-from rl_experiments.checkpoints.local import is_whole, step_of
+from rl_experiments.checkpoints.local import step_of
+from rl_experiments.checkpoints.manifest import verify
 from tests.support.faults import FaultProxy
 from tests.support.program import SMALL
 from tests.support.stores import KEY, SECRET, bucket_of, moto_server
@@ -57,13 +58,13 @@ def main() -> None:
             os.environ |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_DEFAULT_REGION": "us-east-1"}
             os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
             bucket_of(proxy.url).create()
-            proxy.rate, proxy.slow = arguments.faults, 0.1
+            proxy.rate, proxy.slow_seconds = arguments.faults, 0.1
             settings.append("checkpoint.store=s3://bucket/prefix")
         run = disturbed(
             settings, kills=arguments.kills, seed=arguments.seed, loses_disk=proxy is not None
         )
         expected = list(range(CHECKPOINT_STEPS, steps + 1, CHECKPOINT_STEPS))
-        present = [step_of(path) for path in (run / "checkpoints").iterdir() if is_whole(path)]
+        present = [step_of(path) for path in (run / "checkpoints").iterdir() if verify(path)]
         missing = set(expected) - set(present)
         if proxy is not None:
             proxy.rate = 0.0

@@ -50,7 +50,7 @@ def main() -> None:
         os.environ |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
         bucket_of(proxy.url).create()
-        proxy.rate, proxy.slow = FAULT_SHARE, 0.1
+        proxy.rate, proxy.slow_seconds = FAULT_SHARE, 0.1
         mounts = [f"hydra.launcher.volumes.{v}={temporary}/{v}" for v in ("cache", "outputs")]
         parallel = [
             *("hydra.launcher.max_parallel=2", "checkpoint.store=s3://bucket/prefix"),

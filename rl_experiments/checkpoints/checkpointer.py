@@ -1,4 +1,4 @@
-"""A run's checkpoints while it is written: one writer, copies in its store, old ones dropped."""
+"""A run's checkpoints while it trains: one writer, uploads to its store, old ones deleted."""
 
 from __future__ import annotations
 
@@ -9,40 +9,44 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rl_experiments import distributed
-from rl_experiments.checkpoints import local as checkpoint
 from rl_experiments.checkpoints.lease import Lease
-from rl_experiments.checkpoints.local import Metrics, RetentionPolicy, is_whole, step_of
-from rl_experiments.checkpoints.store import CheckpointStore, newest
-from rl_experiments.checkpoints.uploader import Uploader, push_run
+from rl_experiments.checkpoints.local import list_checkpoints, step_of
+from rl_experiments.checkpoints.manifest import Metrics, finalize, verify
+from rl_experiments.checkpoints.retention import RetentionPolicy, prune
+from rl_experiments.checkpoints.store import CheckpointStore, find_resume_point
+from rl_experiments.checkpoints.uploader import Uploader, push_all
 from rl_experiments.config.schema import CheckpointConfig, Config
 from rl_experiments.errors import UserError
 from rl_experiments.paths import CHECKPOINTS_FOLDER, HASHES_FILE, RUNS, WRITER_LOCK_FILE
 
 Say = Callable[[str], None]
 
-_INHERITED = 65.0  # seconds: by then the lease of an attempt that died is over
-_CUT_SHORT = 10.0  # seconds for uploads where a run ends before its time
+_INHERIT_SECONDS = 65.0  # by then, the lease of an attempt that died has expired
+_INTERRUPTED_SECONDS = 10.0  # for uploads, if a run ends before its time
 
 
 class Checkpointer:
-    """The checkpoints of one job's folder."""
+    """The checkpoints of one run folder: where to go on from, and what to do with a new one."""
 
-    def __init__(self, job: Path, settings: CheckpointConfig, say: Say) -> None:
-        self.folder = job / CHECKPOINTS_FOLDER
-        self.job = job
+    def __init__(self, run_folder: Path, settings: CheckpointConfig, say: Say) -> None:
+        self.run_folder = run_folder
+        self.folder = run_folder / CHECKPOINTS_FOLDER
         self.settings = settings
-        self.keep = keep_rules(settings)
+        self.policy = RetentionPolicy(settings.keep_latest, settings.keep_every, settings.keep_best)
         self._say = say
         self._store: CheckpointStore | None = None
         self._lease: Lease | None = None
         self._uploader: Uploader | None = None
 
     def connect(self, *, resume: bool) -> None:
-        """To the store. Raises a `UserError` for what would fail later, or harm another run."""
-        self._store = store = open_store(self.job, self.settings)
+        """Open the store, and hold it as its one writer until `close`.
+
+        Raises a `UserError` for what would fail later, or if the store holds another run.
+        """
+        self._store = store = open_store(self.run_folder, self.settings)
         self._lease = Lease(store.objects, say=self._say)
-        self._lease.acquire(wait=_INHERITED if resume else 0.0)
-        with store.objects.told():
+        self._lease.acquire(wait_seconds=_INHERIT_SECONDS if resume else 0.0)
+        with store.objects.as_user_error():
             steps = store.steps()
         if steps and not resume:
             raise UserError(
@@ -51,120 +55,131 @@ class Checkpointer:
             )
         self._uploader = Uploader(
             store,
-            keep=self.keep,
-            hashes=self.job / HASHES_FILE,
+            policy=self.policy,
+            fingerprints=self.run_folder / HASHES_FILE,
             say=self._say,
             guard=self._lease.confirm,
         )
 
-    def newest(self) -> Path | None:
-        """The checkpoint to go on from, fetched from the store if need be; None to start."""
-        found = newest(
+    def resume_point(self) -> Path | None:
+        """Return the checkpoint to go on from, verified; None if training starts afresh.
+
+        It is downloaded if only the store has it. Checkpoints that an earlier attempt could not
+        upload are uploaded from now on. Raises a `UserError` if a file that torch would unpickle
+        comes from a store that is not trusted.
+        """
+        resumed = find_resume_point(
             self._store,
             self.folder,
-            hashes=self.job / HASHES_FILE,
+            fingerprints=self.run_folder / HASHES_FILE,
             say=self._say,
             trusted=self.settings.trust_store,
         )
-        if found and found.left_out:
+        if resumed is None:
+            return None
+        if resumed.left_out:
             raise UserError(
-                f"checkpoint.store={self.settings.store}: step {found.step} was not written from "
-                f"this run folder, and loading its {found.left_out[0]} may run code that it holds; "
-                "add checkpoint.trust_store=true if nobody else can write there"
+                f"checkpoint.store={self.settings.store}: step {resumed.step} was not written from "
+                f"this run folder, and loading its {resumed.left_out[0]} may run code that it "
+                "holds; add checkpoint.trust_store=true if nobody else can write there"
             )
-        if found and self._store and self._uploader:  # what an earlier attempt could not send
-            with self._store.objects.told():
-                there = self._store.steps()
-            for path in self.folder.glob("checkpoint-*[0-9]"):
-                if step_of(path) <= found.step and step_of(path) not in there and is_whole(path):
-                    self._uploader.submit(path)
-        return found.folder if found else None
+        if self._store and self._uploader:
+            with self._store.objects.as_user_error():
+                stored = self._store.steps()
+            for checkpoint in list_checkpoints(self.folder):
+                step = step_of(checkpoint)
+                if step in stored or step > resumed.step:
+                    continue
+                if checkpoint == resumed.folder or verify(checkpoint):
+                    self._uploader.submit(checkpoint)
+        return resumed.folder
 
-    def seal(self, step: int, metrics: Metrics) -> None:
-        """Make `checkpoint-{step}` count, send it on its way, and drop what the rules drop."""
-        sealed = checkpoint.seal(self.folder, step=step, metrics=metrics)
+    def finalize(self, step: int, metrics: Metrics) -> None:
+        """Mark `checkpoint-{step}` as complete, upload it, and delete what the policy drops."""
+        checkpoint = finalize(self.folder, step=step, metrics=metrics)
         held: set[int] = set()
         if self._uploader:
-            self._uploader.submit(sealed)
+            self._uploader.submit(checkpoint)
             held = self._uploader.held()
-        checkpoint.prune(self.folder, self.keep, newest=step, held=held)
+        prune(self.folder, self.policy, newest=step, held=held)
 
-    def close(self, limit: float) -> None:
-        """Wait for the uploads, `limit` seconds at most, and say what is missing."""
-        missing = self._uploader.close(limit) if self._uploader else []
+    def close(self, limit_seconds: float) -> None:
+        """Wait for the uploads, `limit_seconds` at most, and report what is missing then."""
+        missing = self._uploader.close(limit_seconds) if self._uploader else []
         if missing:
             steps = f"step{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
             self._say(
                 f"checkpoint.store={self.settings.store}: {steps} could not be uploaded and "
                 f"{'are' if len(missing) > 1 else 'is'} kept in {self.folder}. Push with: "
-                f"{push_command(self.job)}"
+                f"{push_command(self.run_folder)}"
             )
         if self._lease:
             self._lease.release()
 
 
 @contextmanager
-def saving(job: Path, config: Config, say: Say) -> Iterator[Checkpointer]:
-    """The checkpoints of the job that runs here; a second writer is refused."""
-    found = Checkpointer(job, config.checkpoint, say)
+def open_checkpointer(run_folder: Path, config: Config, say: Say) -> Iterator[Checkpointer]:
+    """Yield the checkpoints of a run folder; raise a `UserError` if another process writes it."""
+    checkpointer = Checkpointer(run_folder, config.checkpoint, say)
     if not distributed.is_first():
-        yield found
+        yield checkpointer
         return
-    with alone(job):
-        limit = _CUT_SHORT
+    with exclusive_lock(run_folder):
+        limit_seconds = _INTERRUPTED_SECONDS
         try:
             if config.checkpoint.store:
-                found.connect(resume=config.resume)
-            yield found
-            limit = config.checkpoint.close_timeout
+                checkpointer.connect(resume=config.resume)
+            yield checkpointer
+            limit_seconds = config.checkpoint.close_timeout
         finally:
-            found.close(limit)
+            checkpointer.close(limit_seconds)
 
 
 @contextmanager
-def alone(job: Path) -> Iterator[None]:
-    """Refuse a second process that writes the folder; the system ends the lock with the process."""
-    with (job / WRITER_LOCK_FILE).open("a") as file:
+def exclusive_lock(run_folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; raise a `UserError` if another process holds it.
+
+    The system releases the lock when the process ends, however it ends.
+    """
+    with (run_folder / WRITER_LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{job}: another process writes this run; end it, wait for it, or take another "
-                "name=..."
+                f"{run_folder}: another process writes this run; end it, wait for it, or take "
+                "another name=..."
             ) from None
         except OSError:
             pass  # a file system without locks
         yield
 
 
-def keep_rules(settings: CheckpointConfig) -> RetentionPolicy:
-    return RetentionPolicy(settings.keep_latest, settings.keep_every, settings.keep_best)
-
-
-def open_store(job: Path, settings: CheckpointConfig) -> CheckpointStore:
-    """Where the job's checkpoints have copies."""
+def open_store(run_folder: Path, settings: CheckpointConfig) -> CheckpointStore:
+    """Return the store with the copies of a run's checkpoints."""
     return CheckpointStore.open(
         settings.store or "",
         project=settings.project,
-        name=f"{job.parent.name}-{job.name}",
+        name=f"{run_folder.parent.name}-{run_folder.name}",
         setting="checkpoint.store",
     )
 
 
-def push(job: Path, settings: CheckpointConfig, say: Say) -> list[int]:
-    """Copy the checkpoints of a job's folder that its store lacks; the steps that it has then."""
-    with alone(job):
-        store = open_store(job, settings)
+def push(run_folder: Path, settings: CheckpointConfig, say: Say) -> list[int]:
+    """Upload the checkpoints of a run folder that its store lacks; return the steps it then has."""
+    with exclusive_lock(run_folder):
+        store = open_store(run_folder, settings)
         lease = Lease(store.objects, say=say)
         lease.acquire()
         try:
-            return push_run(store, job / CHECKPOINTS_FOLDER, say=say, guard=lease.confirm)
+            checkpoints = run_folder / CHECKPOINTS_FOLDER
+            return push_all(store, checkpoints, say=say, guard=lease.confirm)
         finally:
             lease.release()
 
 
-def push_command(job: Path) -> str:
-    run = job.parent
+def push_command(run_folder: Path) -> str:
+    """Return the command that uploads the checkpoints of a run folder."""
+    run = run_folder.parent
     with suppress(ValueError):
         run = run.relative_to(RUNS.absolute())
     return f"python -m rl_experiments push {shlex.quote(str(run))}"

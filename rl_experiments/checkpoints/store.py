@@ -1,7 +1,7 @@
 """Where a run's checkpoints outlive its machine: a folder, or a bucket of an S3 server.
 
-{url}/{project}/models/{name}/{step, zero-padded}/ holds the files of one checkpoint, and a manifest
-that is written last: without it there is no checkpoint. Who writes there: see `lease`.
+URL/PROJECT/models/NAME/STEP/ holds the files of one checkpoint, STEP with six digits at least, and
+its manifest, which is written last: without it there is no checkpoint. `lease` says who may write.
 """
 
 from __future__ import annotations
@@ -11,43 +11,52 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl_experiments.checkpoints import local as checkpoint
-from rl_experiments.checkpoints.local import (
+from rl_experiments.checkpoints.local import list_checkpoints, step_of
+from rl_experiments.checkpoints.manifest import (
     CorruptCheckpoint,
     Manifest,
     Metrics,
-    RetentionPolicy,
+    verify,
 )
+from rl_experiments.checkpoints.retention import RetentionPolicy
 from rl_experiments.errors import UserError
-from rl_experiments.paths import MANIFEST_FILE, checkpoint_name
-from rl_experiments.storage.files import sha256_of, write_atomically
-from rl_experiments.storage.objects import ObjectInfo, ObjectStore, Sameness
+from rl_experiments.paths import CHECKPOINTS_FOLDER, MANIFEST_FILE, checkpoint_name
+from rl_experiments.storage.files import atomic_path, sha256_of, write_atomically
+from rl_experiments.storage.objects import ObjectInfo, ObjectStore
 
-# What can be read without running code that it holds; all else torch may unpickle.
-_HARMLESS = {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ".model"}
+# Files of these kinds are read without running code in them. All others torch may unpickle.
+_HARMLESS_SUFFIXES = {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ".model"}
+_OPEN_SECONDS = 15.0  # to try for, before a store is said not to answer
+_DOWNLOAD_ATTEMPTS = 2  # of a file whose content is wrong: the fault may be one of the network
+_ABANDONED_SECONDS = 24 * 3600.0  # a partial download that is older belongs to a killed process
 
-_SMALL = 1 << 16  # bytes that are sent as quickly as the store copies them
+_FORMAT_VERSION = 1  # of the file of fingerprints; without a version it is the steps alone
 
-Known = Mapping[int, list[str]]  # fingerprints of the manifests that this run wrote, by step
+Fingerprints = Mapping[int, list[str]]  # of the manifests that this run wrote, by step
 
 
 @dataclass(frozen=True)
-class Fetched:
+class LocalCheckpoint:
+    """A checkpoint on this machine."""
+
     folder: Path
     step: int
-    left_out: list[str]  # files that torch would unpickle and no one vouched for
+    left_out: list[str]  # files that torch would unpickle, whose writer is unknown
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run in its store."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self.objects = objects
-        self._manifests: dict[int, Manifest] = {}  # as read or written here
+        self._manifests: dict[int, Manifest] = {}  # those read or written here
+        self._damaged: set[int] = set()  # steps whose files were seen to be wrong
 
     @classmethod
     def open(
@@ -58,244 +67,267 @@ class CheckpointStore:
         name: str,
         setting: str,
         writes: bool = True,
-        patience: float = 15.0,
+        patience_seconds: float = _OPEN_SECONDS,
     ) -> CheckpointStore:
-        """Raises a `UserError` for whatever would fail later; `setting` is what names the url."""
+        """Return the store of a run, after a test that it can be read, and written if `writes`.
+
+        `setting` is the name of the setting that holds the url, for messages. Raises a `UserError`.
+        """
         for key, value in (("checkpoint.project", project), ("name", name)):
             if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", value, re.ASCII):
                 raise UserError(f"{key}={value!r}: only letters, digits and . _ - = + may be in it")
         below = f"{project}/models/{name}"
-        objects = ObjectStore.open(url, below, writes=writes, setting=setting, patience=patience)
+        objects = ObjectStore.open(
+            url, below, writes=writes, setting=setting, patience_seconds=patience_seconds
+        )
         return cls(objects)
 
     def steps(self) -> list[int]:
-        """Those of the checkpoints that have a manifest."""
-        return _steps(self.objects.list())
+        """Return the steps of the checkpoints that have a manifest, in order."""
+        return _steps_with_manifest(self.objects.list())
 
-    def push(
-        self,
-        folder: Path,
-        *,
-        guard: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Copy a sealed checkpoint, but for what is there already. `guard` raises to forbid it."""
-        local = Manifest.of(folder)
+    def push(self, checkpoint: Path, *, guard: Callable[[], None] = lambda: None) -> None:
+        """Upload a finished checkpoint, unless the store has just this one.
+
+        `guard` is called before each change of the store, and raises to forbid it. Raises
+        `CorruptCheckpoint` if the store holds something else afterwards than was sent.
+        """
+        local = Manifest.read(checkpoint)
         if local.left_out:
-            return  # it came from here
-        at, same, there = _folder(local.step), Sameness(), self.objects.list()
-        present = f"{at}/{MANIFEST_FILE}" in there
-        stale = [name for name in local.files if not same(folder / name, there.get(f"{at}/{name}"))]
-        if present and not stale and self._has(local):
+            return  # it came from the store, which has more of it
+        key = _folder_of(local.step)
+        objects = self.objects.list()
+        has_manifest = f"{key}/{MANIFEST_FILE}" in objects
+        if has_manifest and self._holds(local, objects):
             return
         guard()
-        if present:
-            self.objects.remove(f"{at}/{MANIFEST_FILE}")  # it would describe a mixture
-        for name in stale:
-            self._put(folder / name, f"{at}/{name}", there, same)
-        _compare(local, self.objects.list(at))
+        if has_manifest:
+            # It would describe a mixture of old files and new ones.
+            self.objects.remove(f"{key}/{MANIFEST_FILE}")
+        for name in local.files:
+            self.objects.put(checkpoint / name, f"{key}/{name}")
+        _check_sizes(local, self.objects.list(key))
         guard()
-        self.objects.write(f"{at}/{MANIFEST_FILE}", local.text())
+        self.objects.write(f"{key}/{MANIFEST_FILE}", local.to_json())
         self._manifests[local.step] = local
+        self._damaged.discard(local.step)
 
-    def fetch(self, step: int, into: Path, *, known: Known, trusted: bool = False) -> Fetched:
-        """`into/checkpoint-{step}`, there whole or not at all. Raises `Torn`, and `UserError`.
+    def fetch(
+        self, step: int, into: Path, *, known: Fingerprints, trusted: bool = False
+    ) -> LocalCheckpoint:
+        """Download a checkpoint to `into/checkpoint-{step}`, which is there whole or not at all.
 
-        A file that torch may unpickle is left out unless this run wrote it (`known`), or `trusted`.
+        Files that torch may unpickle are left out, unless this run wrote them (their fingerprint
+        is `known`) or the store is `trusted`. Raises `CorruptCheckpoint` and `UserError`.
         """
         manifest = self.manifest(step)
         if known.get(step) and manifest.fingerprint not in known[step]:
             raise CorruptCheckpoint("its manifest is not the one that this run wrote")
-        with self.objects.told():
-            there = self.objects.list(_folder(step))
-        _compare(manifest, there)
         trusted = trusted or manifest.fingerprint in known.get(step, [])
         files = {
-            name: told
-            for name, told in manifest.files.items()
-            if trusted or Path(name).suffix in _HARMLESS
+            name: size_and_hash
+            for name, size_and_hash in manifest.files.items()
+            if trusted or Path(name).suffix in _HARMLESS_SUFFIXES
         }
         left_out = sorted(manifest.files.keys() - files.keys())
-        target, building = into / checkpoint_name(step), into / f".checkpoint-{step}.fetched"
-        shutil.rmtree(building, ignore_errors=True)
-        try:
-            for name, (size, sha) in files.items():
-                self._get(f"{_folder(step)}/{name}", building / name, size, sha)
+        target = into / checkpoint_name(step)
+        with self._noting_damage(step), atomic_path(target) as building:
+            with self.objects.as_user_error():
+                objects = self.objects.list(_folder_of(step))
+            _check_sizes(manifest, objects)
+            for name, (size, sha256) in files.items():
+                self._download(f"{_folder_of(step)}/{name}", building / name, size, sha256)
             local = Manifest(step, files, manifest.metrics, left_out)
-            write_atomically(building / MANIFEST_FILE, local.text())
-            shutil.rmtree(target, ignore_errors=True)
-            building.rename(target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-        return Fetched(target, step, left_out)
+            write_atomically(building / MANIFEST_FILE, local.to_json())
+            shutil.rmtree(target, ignore_errors=True)  # damaged, or without what was left out
+        return LocalCheckpoint(target, step, left_out)
 
-    def prune(self, keep: RetentionPolicy, *, newest: int) -> list[int]:
-        """Delete what the rules drop of the steps up to `newest`, which has been pushed whole.
+    def prune(self, policy: RetentionPolicy, *, newest: int) -> list[int]:
+        """Delete the checkpoints before step `newest` that the policy drops; return their steps.
 
-        Later ones are no business of the rules: a run that went back will write them again.
+        Steps after `newest` are kept: a run that was set back to an earlier step overwrites them.
         """
-        there = self.objects.list()
-        begun = {int(key.partition("/")[0]) for key in there if re.match(r"\d{6,}/", key)}
-        whole = [step for step in _steps(there) if step <= newest]
-        kept = keep.of(whole, self._metrics(whole) if keep.best else {})
+        objects = self.objects.list()
+        begun = {int(key.partition("/")[0]) for key in objects if re.match(r"\d{6,}/", key)}
+        complete = [step for step in _steps_with_manifest(objects) if step <= newest]
+        kept = policy.kept(complete, self._metrics_of(complete) if policy.best else {})
         dropped = sorted(step for step in begun - kept if step < newest)
         for step in dropped:
-            manifest = f"{_folder(step)}/{MANIFEST_FILE}"
-            keys = [key for key in there if key.startswith(f"{_folder(step)}/")]
-            # The manifest first: half a checkpoint must not look like one.
+            manifest = f"{_folder_of(step)}/{MANIFEST_FILE}"
+            keys = [key for key in objects if key.startswith(f"{_folder_of(step)}/")]
+            # The manifest first: half a checkpoint must not look like a whole one.
             for key in sorted(keys, key=lambda key: key != manifest):
                 self.objects.remove(key)
             if not self.objects.is_remote:
-                shutil.rmtree(self.objects.path(_folder(step)), ignore_errors=True)
+                shutil.rmtree(self.objects.path(_folder_of(step)), ignore_errors=True)
             self._manifests.pop(step, None)
         return dropped
 
     def manifest(self, step: int) -> Manifest:
-        """Raises `CorruptCheckpoint`, and `UserError`."""
+        """Return the manifest of a step in the store.
+
+        Raises `CorruptCheckpoint` if there is none or it is wrong, and a `UserError`.
+        """
         try:
-            with self.objects.told():
-                text = self.objects.read(f"{_folder(step)}/{MANIFEST_FILE}")
+            with self.objects.as_user_error():
+                text = self.objects.read(f"{_folder_of(step)}/{MANIFEST_FILE}")
         except UserError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise CorruptCheckpoint("it has no manifest") from None
             raise
-        found = Manifest.parse(text)
-        if found.step != step:
-            raise CorruptCheckpoint(f"its manifest is that of step {found.step}")
-        return found
+        manifest = Manifest.parse(text)
+        if manifest.step != step:
+            raise CorruptCheckpoint(f"its manifest is that of step {manifest.step}")
+        return manifest
 
-    def _has(self, local: Manifest) -> bool:
+    def _holds(self, local: Manifest, objects: Mapping[str, ObjectInfo]) -> bool:
+        """Return whether the store has this checkpoint, as its manifest and the sizes show."""
+        if local.step in self._damaged:
+            return False
         try:
+            _check_sizes(local, objects)
             return self.manifest(local.step).fingerprint == local.fingerprint
         except CorruptCheckpoint:
             return False
 
-    def _put(self, path: Path, key: str, there: Mapping[str, ObjectInfo], same: Sameness) -> None:
-        """Steps share files, such as the tokenizer: what the store has it copies itself."""
-        if self.objects.is_remote and path.stat().st_size >= _SMALL:
-            for other, info in there.items():
-                if other.partition("/")[2] == key.partition("/")[2] and same(path, info):
-                    try:
-                        return self.objects.copy(other, key, size=info["size"])
-                    except FileNotFoundError:
-                        pass  # deleted since it was listed
-        self.objects.put(path, key)
+    @contextmanager
+    def _noting_damage(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except CorruptCheckpoint:
+            self._damaged.add(step)
+            raise
 
-    def _get(self, key: str, path: Path, size: int, sha: str) -> None:
-        for _ in range(2):  # a fault on the way is not one of the object
+    def _download(self, key: str, path: Path, size: int, sha256: str) -> None:
+        for _ in range(_DOWNLOAD_ATTEMPTS):
             try:
-                with self.objects.told():
+                with self.objects.as_user_error():
                     self.objects.get(key, path, size=size)
             except UserError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
                     raise CorruptCheckpoint(f"{key} is missing") from None
                 raise
-            if path.stat().st_size == size and sha256_of(path) == sha:
+            if path.stat().st_size == size and sha256_of(path) == sha256:
                 return
         raise CorruptCheckpoint(f"{key} is not what was written")
 
-    def _metrics(self, steps: Iterable[int]) -> dict[int, Metrics]:
+    def _metrics_of(self, steps: Iterable[int]) -> dict[int, Metrics]:
         for step in steps:
             if step not in self._manifests:
                 try:
                     self._manifests[step] = self.manifest(step)
                 except CorruptCheckpoint:
                     continue
-        return {step: found.metrics for step, found in self._manifests.items()}
+        return {step: manifest.metrics for step, manifest in self._manifests.items()}
 
 
-def newest(
+def find_resume_point(
     store: CheckpointStore | None,
     folder: Path,
     *,
-    hashes: Path,
+    fingerprints: Path,
     say: Callable[[str], None],
     trusted: bool = False,
-) -> Fetched | None:
-    """The newest whole checkpoint of the folder or the store, fetched if need be; None to start.
+) -> LocalCheckpoint | None:
+    """Return the newest undamaged checkpoint of the folder or the store; None to start afresh.
 
-    What is torn is named and passed over.
+    It is verified, and downloaded if only the store has it. `say` hears of those passed over.
     """
-    known, remote = read_hashes(hashes), list[int]()
-    local = {checkpoint.step_of(path): path for path in folder.glob("checkpoint-*[0-9]")}
+    remove_abandoned_downloads(folder, older_than_seconds=0)  # the run has no other writer
+    known = read_fingerprints(fingerprints)
+    local = {step_of(path): path for path in list_checkpoints(folder)}
+    remote: list[int] = []
     if store:
-        with store.objects.told():
+        with store.objects.as_user_error():
             remote = store.steps()
     for step in sorted({*local, *remote}, reverse=True):
         if step in local:
-            if checkpoint.is_whole(local[step]):
-                left_out = Manifest.of(local[step]).left_out
+            if verify(local[step]):
+                left_out = Manifest.read(local[step]).left_out
                 if not (left_out and trusted and step in remote):
-                    return Fetched(local[step], step, left_out)
+                    return LocalCheckpoint(local[step], step, left_out)
             else:
-                say(f"{local[step]} is torn or was changed: passed over")
+                say(f"{local[step]} is unfinished or damaged; it is passed over")
         if store and step in remote:
             try:
                 return store.fetch(step, folder, known=known, trusted=trusted)
-            except CorruptCheckpoint as torn:
-                say(f"Step {step} in {store.objects.label}: {torn}: passed over")
+            except CorruptCheckpoint as damage:
+                say(f"Step {step} in {store.objects.label}: {damage}; it is passed over")
     return None
 
 
-def is_remote(path: str) -> bool:
-    return "://" in path
+def download_weights(url: str, cache: Path) -> Path:
+    """Return the checkpoint at `.../NAME/STEP`, or the newest undamaged one at `.../NAME`.
 
-
-def fetched(url: str, cache: Path) -> Path:
-    """The checkpoint at `.../{name}/{step}`, or the newest whole one at `.../{name}`.
-
-    Without what torch would unpickle: to play, and to learn anew, takes the weights alone.
+    What torch would unpickle, such as the optimizer's state, is left out: the weights suffice to
+    play, and to begin another training. A copy in `cache` is used if it is still undamaged.
     """
     above, _, last = url.rstrip("/").rpartition("/")
-    is_step = re.fullmatch(r"\d{6,}", last) is not None
-    root = above if is_step else url
-    objects = ObjectStore.open(root, "", writes=False, setting="checkpoint", patience=15.0)
+    names_step = re.fullmatch(r"\d{6,}", last) is not None
+    root = above if names_step else url
+    objects = ObjectStore.open(
+        root, "", writes=False, setting="checkpoint", patience_seconds=_OPEN_SECONDS
+    )
     store = CheckpointStore(objects)
-    told = f"{root} {os.environ.get('AWS_ENDPOINT_URL', '')}"
-    into = cache / "checkpoints" / hashlib.sha256(told.encode()).hexdigest()[:16]
-    with objects.told():
-        steps = [int(last)] if is_step else store.steps()
+    address = f"{root} {os.environ.get('AWS_ENDPOINT_URL', '')}"
+    into = cache / CHECKPOINTS_FOLDER / hashlib.sha256(address.encode()).hexdigest()[:16]
+    remove_abandoned_downloads(into, older_than_seconds=_ABANDONED_SECONDS)
+    with objects.as_user_error():
+        steps = [int(last)] if names_step else store.steps()
     reason = "holds no checkpoint"
     for step in reversed(steps):
         try:
-            here, there = into / checkpoint_name(step), store.manifest(step)
-            if checkpoint.is_whole(here) and Manifest.of(here).files.items() <= there.files.items():
-                return here
-            copy = store.fetch(step, into, known={})
-            return copy.folder
-        except CorruptCheckpoint as torn:
-            reason = f"step {step}: {torn}"
+            copy, stored = into / checkpoint_name(step), store.manifest(step)
+            if verify(copy) and Manifest.read(copy).files.items() <= stored.files.items():
+                return copy
+            return store.fetch(step, into, known={}).folder
+        except CorruptCheckpoint as damage:
+            reason = f"step {step}: {damage}"
     raise UserError(f"checkpoint={url}: {reason}")
 
 
-def remember(hashes: Path, folder: Path) -> None:
-    """Note that this run made the checkpoint: its files may be unpickled when they come back."""
-    known, made = read_hashes(hashes), Manifest.of(folder)
-    if not made.left_out and made.fingerprint not in known.get(made.step, []):
-        known.setdefault(made.step, []).append(made.fingerprint)
-        write_atomically(hashes, json.dumps(known, indent=1))
+def remove_abandoned_downloads(folder: Path, *, older_than_seconds: float) -> None:
+    """Delete the partial downloads that killed processes have left in a folder."""
+    for path in folder.glob(f".{checkpoint_name('*')}"):
+        if path.is_dir() and time.time() - path.stat().st_mtime >= older_than_seconds:
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def read_hashes(hashes: Path) -> dict[int, list[str]]:
+def remember_fingerprint(file: Path, checkpoint: Path) -> None:
+    """Note in `file` that this run made the checkpoint, so that it may be unpickled later."""
+    known, manifest = read_fingerprints(file), Manifest.read(checkpoint)
+    if not manifest.left_out and manifest.fingerprint not in known.get(manifest.step, []):
+        known.setdefault(manifest.step, []).append(manifest.fingerprint)
+        content = {"format_version": _FORMAT_VERSION, "steps": known}
+        write_atomically(file, json.dumps(content, indent=1))
+
+
+def read_fingerprints(file: Path) -> dict[int, list[str]]:
+    """Return the fingerprints of the checkpoints that this run made, by step; none if unreadable.
+
+    A checkpoint without one is a stranger's: torch does not unpickle it.
+    """
     try:
-        read = json.loads(hashes.read_text())
-        return {int(step): [str(print_) for print_ in prints] for step, prints in read.items()}
-    except (FileNotFoundError, ValueError, AttributeError, TypeError):
-        return {}  # then nothing is vouched for
+        content = json.loads(file.read_text())
+        steps = content["steps"] if "format_version" in content else content
+        return {int(step): [str(each) for each in known] for step, known in steps.items()}
+    except (FileNotFoundError, ValueError, AttributeError, TypeError, KeyError):
+        return {}
 
 
-def _folder(step: int) -> str:
+def _folder_of(step: int) -> str:
     return f"{step:06d}"
 
 
-def _steps(there: Iterable[str]) -> list[int]:
-    found = (re.fullmatch(rf"(\d{{6,}})/{MANIFEST_FILE}", key) for key in there)
-    return sorted(int(match[1]) for match in found if match)
+def _steps_with_manifest(keys: Iterable[str]) -> list[int]:
+    matches = (re.fullmatch(rf"(\d{{6,}})/{MANIFEST_FILE}", key) for key in keys)
+    return sorted(int(match[1]) for match in matches if match)
 
 
-def _compare(manifest: Manifest, there: Mapping[str, ObjectInfo]) -> None:
+def _check_sizes(manifest: Manifest, objects: Mapping[str, ObjectInfo]) -> None:
     for name, (size, _) in manifest.files.items():
-        key = f"{_folder(manifest.step)}/{name}"
-        if key not in there:
+        key = f"{_folder_of(manifest.step)}/{name}"
+        if key not in objects:
             raise CorruptCheckpoint(f"{key} is missing")
-        if there[key]["size"] != size:
-            raise CorruptCheckpoint(f"{key} has {there[key]['size']} of {size} bytes")
+        if objects[key]["size"] != size:
+            raise CorruptCheckpoint(f"{key} has {objects[key]['size']} of {size} bytes")

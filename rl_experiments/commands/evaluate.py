@@ -16,7 +16,8 @@ from rl_experiments.evaluation.runner import Evaluation
 from rl_experiments.inference.api_budget import Spend
 from rl_experiments.inference.api_client import ApiClient
 from rl_experiments.preflight import check
-from rl_experiments.run.folder import Run, resume_command
+from rl_experiments.run.folder import Run
+from rl_experiments.run.resume import resume_command
 from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.progress import Progress
 

@@ -14,8 +14,8 @@ from typing import Any
 from hydra_modal_jobs.secrets import Secrets
 from omegaconf import OmegaConf
 
-from rl_experiments.checkpoints.local import CorruptCheckpoint, Manifest, find
-from rl_experiments.checkpoints.store import fetched, is_remote
+from rl_experiments.checkpoints.manifest import CorruptCheckpoint, Manifest
+from rl_experiments.checkpoints.resolve import resolve
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.export.card import HUB_NAME, card
 from rl_experiments.paths import (
@@ -40,7 +40,10 @@ def export(words: Sequence[str]) -> None:
     send, beside = _place(to)  # before the work, which takes long for a large model
     source = _find(named)
     try:
-        step, cfg = Manifest.of(source).step, OmegaConf.load(source / RECORDS_FOLDER / CONFIG_FILE)
+        step, cfg = (
+            Manifest.read(source).step,
+            OmegaConf.load(source / RECORDS_FOLDER / CONFIG_FILE),
+        )
     except (OSError, CorruptCheckpoint):
         raise UserError(f"{named}: no whole checkpoint of a run; take another") from None
     with _told(to), tempfile.TemporaryDirectory(prefix=".export-", dir=beside) as building:
@@ -66,11 +69,7 @@ def _arguments(words: Sequence[str]) -> tuple[str, str]:
 
 
 def _find(named: str) -> Path:
-    if is_remote(named):
-        from rl_experiments.models.tiny import cache_folder
-
-        return fetched(named, cache_folder())
-    return find(str(RUNS / named) if (RUNS / named).is_dir() else named)
+    return resolve(str(RUNS / named) if (RUNS / named).is_dir() else named)
 
 
 def _place(to: str) -> tuple[Send, Path | None]:
@@ -90,8 +89,8 @@ def _place(to: str) -> tuple[Send, Path | None]:
 
 
 def _on_s3(to: str) -> Send:
-    objects = ObjectStore.open(to, "", writes=True, setting="--to", patience=15.0)
-    with objects.told():
+    objects = ObjectStore.open(to, "", writes=True, setting="--to", patience_seconds=15.0)
+    with objects.as_user_error():
         if objects.list():
             raise UserError(f"--to={to}: there is something already; give an empty place")
 
@@ -101,11 +100,11 @@ def _on_s3(to: str) -> Send:
             built.iterdir(), key=lambda path: (path.name == MODEL_CONFIG_FILE, path.name)
         )
         try:
-            with objects.told():
+            with objects.as_user_error():
                 for path in files:
                     objects.put(path, path.name)
         except BaseException:
-            objects.patience = 1.0
+            objects.patience_seconds = 1.0
             with suppress(Exception):
                 for path in files:
                     objects.remove(path.name)

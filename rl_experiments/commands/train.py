@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rl_experiments import distributed
-from rl_experiments.checkpoints import local as checkpoint
+from rl_experiments.checkpoints.local import latest_complete, step_of
 from rl_experiments.commands.job import task
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
 from rl_experiments.config.schema import Config, default_model
@@ -25,8 +25,9 @@ from rl_experiments.judge import rewarder as judge
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.paths import LEARNING_CURVE_FILE, VALIDATION_FOLDER
 from rl_experiments.preflight import check
-from rl_experiments.run.folder import Run, resume_command
-from rl_experiments.run.recorder import RunRecorder, live
+from rl_experiments.run.folder import Run
+from rl_experiments.run.recorder import RunRecorder, open_recorder
+from rl_experiments.run.resume import resume_command
 from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.progress import Progress
 from rl_experiments.tracking import loggers
@@ -53,7 +54,7 @@ def train(cfg: DictConfig) -> float:
     progress = Progress()
     progress.print(f"Model: {_model_choice(experiment.config)}")
     try:
-        with live(run, cfg, experiment.config, progress) as logged:
+        with open_recorder(run, cfg, experiment.config, progress) as logged:
             if own is not None:
                 metric = own(cfg, logged)
             else:
@@ -133,7 +134,7 @@ def _train(
 
     steps = config.trainer.max_steps
     found = run.rewind()
-    done = checkpoint.step_of(found) if found else 0
+    done = step_of(found) if found else 0
     if done > steps:
         raise UserError(f"trainer.max_steps={steps}: {run.folder} has come to step {done} already")
     if config.resume:
@@ -187,6 +188,6 @@ def _model_choice(config: Config) -> str:
 
 
 def _stopped(run: Run) -> str:
-    found = checkpoint.latest(run.checkpoints)
-    done = f"step {checkpoint.step_of(found)} is kept" if found else "no checkpoint was due yet"
+    found = latest_complete(run.checkpoints)
+    done = f"step {step_of(found)} is kept" if found else "no checkpoint was due yet"
     return f"Stopped; {done} in {run.folder}. Go on with: {resume_command()}"

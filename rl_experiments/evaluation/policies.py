@@ -9,8 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from environments import Environment
-from rl_experiments.checkpoints import local as checkpoint
-from rl_experiments.checkpoints.store import is_remote
+from rl_experiments.checkpoints.resolve import is_url, locate
 from rl_experiments.config.schema import Config, ModelConfig
 from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.inference.api_client import api_key
@@ -80,10 +79,10 @@ def _resolve(
         return EvaluatedPolicy(Path(path).name if path else config.model.name, config)
     model_files = {file.stem: file for file in sorted((CONF_DIR / "model").glob("*.yaml"))}
     policy_config = deepcopy(config)
-    if is_remote(name) or (elsewhere and name.startswith("/")):
+    if is_url(name) or (elsewhere and name.startswith("/")):
         policy_config.checkpoint.path = name
     elif Path(name).is_dir():
-        policy_config.checkpoint.path = str(checkpoint.find(name))
+        policy_config.checkpoint.path = str(locate(name))
     elif name in model_files:
         policy_config.checkpoint.path = None
         policy_config.model = _load_model_config(model_files[name])

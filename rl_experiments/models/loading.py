@@ -22,10 +22,10 @@ from transformers.utils import cached_file
 
 from environments import Environment
 from rl_experiments import distributed
-from rl_experiments.checkpoints.store import fetched, is_remote
+from rl_experiments.checkpoints.resolve import resolve
 from rl_experiments.config.schema import Config, LoraConfig, ModelConfig
 from rl_experiments.errors import UserError
-from rl_experiments.models.tiny import cache_folder, scratch_model
+from rl_experiments.models.tiny import scratch_model
 from rl_experiments.paths import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
 
 _HUB_TIMEOUT_SECONDS = 10
@@ -38,10 +38,8 @@ def resolve_model_path(config: Config, environment: Environment) -> str:
     Raises a `UserError` if the model is not on this machine and the hub cannot be reached.
     """
     if config.checkpoint.path:
-        path = config.checkpoint.path
-        if is_remote(path):
-            downloaded = distributed.is_first() and fetched(path, cache_folder())
-            path = str(distributed.broadcast_from_first(downloaded))
+        checkpoint = distributed.is_first() and resolve(config.checkpoint.path)
+        path = str(distributed.broadcast_from_first(checkpoint))
     elif config.model.scratch is not None:
         made = distributed.is_first() and scratch_model(
             config.model.scratch, environment, seed=config.seed

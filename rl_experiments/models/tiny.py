@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.utils import logging
 from environments import Environment, training_seed
 from rl_experiments.config.schema import ScratchConfig
 from rl_experiments.models.tiny_tokenizer import texts_of, word_tokenizer
+from rl_experiments.paths import cache_folder
 from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory, play_scripted, visible
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
 from rl_experiments.storage.files import atomic_path
@@ -65,12 +65,6 @@ def scratch_model(scratch: ScratchConfig, environment: Environment, *, seed: int
 def best_device() -> torch.device:
     """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def cache_folder() -> Path:
-    """Return the folder of models that were made or downloaded; XDG_CACHE_HOME moves it."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "rl_experiments" / "scratch"
 
 
 @dataclass(frozen=True)

@@ -1,212 +1,214 @@
-"""Files in a folder or on an S3 server: calls that outlast passing faults, and what errors mean."""
+"""Files in a folder or on an S3 server, by fsspec: retried for a limited time, errors in one line.
+
+No other module knows fsspec; the conditions of S3's writes are known to `checkpoints.lease` alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from inspect import iscoroutine
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 from rl_experiments.errors import UserError, is_storage_error, storage_error
-from rl_experiments.storage.files import sha256_of, write_atomically
+from rl_experiments.retry import RetryPolicy
+from rl_experiments.storage.files import write_atomically
 
-_PART = 16 << 20  # bytes of one part of a large file
-_PARTS = 4  # in memory at once
-_SLOWEST = 1 << 20  # bytes a second, below which a transfer is given up and tried again
+_PATIENCE_SECONDS = 60.0
+_PART_BYTES = 16 << 20  # of a large file, which is sent in parts
+_PARTS_IN_MEMORY = 4
+_SLOWEST_BYTES_PER_SECOND = 1 << 20  # a slower transfer is given up and tried again
 
-ObjectInfo = Mapping[str, Any]  # what the file system says of an object: `size`, and `ETag` on S3
+ObjectInfo = Mapping[str, Any]  # what fsspec knows of an object; `size` in bytes is always there
 
 
 class ObjectStore:
-    """All below one folder of a store."""
+    """The objects below one folder of a store, by their names relative to it."""
 
     def __init__(self, fs: Any, root: str, *, label: str) -> None:
         self.fs = fs
-        self.root = root  # as the file system takes it
-        self.label = label  # the setting and its value, as messages name it
+        self.root = root  # the folder, as the file system names it
+        self.label = label  # the setting and its value, for messages
         self.is_remote = bool(fs.async_impl)
-        self.patience = 60.0  # seconds a call is tried for, besides the time for its bytes
-        self.pause = 0.5  # seconds before the second try; it doubles, up to 15
+        # How long a call is tried for, besides the time that the bytes it moves may take.
+        self.patience_seconds = _PATIENCE_SECONDS
+        self.first_pause_seconds = 0.5  # before a call is tried again; it doubles
         self._stopped = threading.Event()
         self._running: set[Any] = set()
 
     @classmethod
     def open(
-        cls, url: str, below: str, *, writes: bool, setting: str, patience: float
+        cls, url: str, below: str, *, writes: bool, setting: str, patience_seconds: float
     ) -> ObjectStore:
-        """Raises a `UserError` for whatever would fail later; `setting` is what names the url."""
+        """Return the folder `below` of the store at `url`, after a test that it can be used.
+
+        `setting` is the name of the setting that holds the url. Raises a `UserError` that says
+        what is wrong, within about `patience_seconds`.
+        """
         fs, root, shown = _file_system(url, setting)
         objects = cls(fs, f"{root}/{below}".rstrip("/"), label=f"{setting}={shown}")
-        objects.patience, retries = patience, getattr(fs, "retries", 0)
-        fs.retries = 1  # s3fs's own, which take minutes; `call` has its limit
-        with objects.told():
+        objects.patience_seconds, retries = patience_seconds, getattr(fs, "retries", 0)
+        fs.retries = 1  # s3fs's own retries take minutes; `call` keeps to its limit
+        with objects.as_user_error():
             objects.list()
         if writes:
             probe = f".probe-{os.getpid()}"
-            with objects.told("it cannot be written: "):
-                objects.write(probe, "may this job write here, and delete?")
+            with objects.as_user_error("it cannot be written: "):
+                objects.write(probe, "a test whether this job may write and delete here")
                 objects.remove(probe)
-        objects.patience, fs.retries = 60.0, retries
+        objects.patience_seconds, fs.retries = _PATIENCE_SECONDS, retries
         return objects
 
     def path(self, key: str) -> str:
+        """Return where an object is, as the file system names it."""
         return f"{self.root}/{key}".rstrip("/")
 
     def list(self, under: str = "") -> dict[str, ObjectInfo]:
-        """What there is, by its name below the root."""
-        found = self.call("find", self.path(under), detail=True)
-        return {self.fs._strip_protocol(k).removeprefix(f"{self.root}/"): found[k] for k in found}
+        """Return the objects in a folder and below, by their names relative to the root."""
+        infos = self.call("find", self.path(under), detail=True)
+        prefix = f"{self.root}/"
+        return {self.fs._strip_protocol(k).removeprefix(prefix): v for k, v in infos.items()}
 
     def read(self, key: str) -> bytes:
+        """Return the content of an object."""
         return bytes(self.call("cat_file", self.path(key)))
 
     def write(self, key: str, text: str) -> None:
+        """Create or replace an object, in one step."""
         if self.is_remote:
             self.call("pipe_file", self.path(key), text.encode())
         else:
             write_atomically(Path(self.path(key)), text)
 
     def remove(self, key: str) -> None:
+        """Delete an object."""
         self.call("rm_file", self.path(key))
 
     def put(self, path: Path, key: str) -> None:
-        options = {"chunksize": _PART, "max_concurrency": _PARTS} if self.is_remote else {}
+        """Upload a file."""
+        in_parts = {"chunksize": _PART_BYTES, "max_concurrency": _PARTS_IN_MEMORY}
+        options = in_parts if self.is_remote else {}
         size = path.stat().st_size
         self.call("put_file", str(path), self.path(key), bytes_moved=size, **options)
 
     def get(self, key: str, path: Path, *, size: int) -> None:
-        # One stream: s3fs goes on where it broke off, but starts parallel parts all over again.
+        """Download an object of `size` bytes to a file."""
+        # As one stream: s3fs goes on where it broke off, but starts parallel parts all over again.
         options = {"max_concurrency": 1} if self.is_remote else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.call("get_file", self.path(key), str(path), bytes_moved=size, **options)
         except OSError as error:
-            if _is_of_disk(error):
-                error.filename = str(path)  # a write does not say where
+            if _is_of_local_disk(error):
+                error.filename = str(path)  # a failed write does not name its file
             raise
-
-    def copy(self, key: str, to: str, *, size: int) -> None:
-        """Within the store."""
-        self.call("cp_file", self.path(key), self.path(to), bytes_moved=size)
 
     def call(
         self, method: str | Callable[..., Any], *args: Any, bytes_moved: int = 0, **kwargs: Any
     ) -> Any:
-        """A method of the file system, or a function of a coroutine, tried until its deadline.
+        """Call a method of the file system by name, or a coroutine function, until it succeeds.
 
-        s3fs and botocore try again by themselves, but with no limit of time.
+        It is given up after `patience_seconds`, and some more for the bytes that it moves. s3fs
+        and botocore try again by themselves, but without a limit of time.
         """
-        do: Callable[..., Any] = (
-            getattr(self.fs, f"_{method}" if self.is_remote else method)
-            if isinstance(method, str)
-            else method
-        )
-        said: Exception | None = None
-        deadline = time.monotonic() + self.patience + bytes_moved / _SLOWEST
-        for attempt in count():
-            if self._stopped.is_set():
+        if callable(method):
+            function = method
+        else:
+            function = getattr(self.fs, f"_{method}" if self.is_remote else method)
+        limit_seconds = self.patience_seconds + bytes_moved / _SLOWEST_BYTES_PER_SECOND
+        deadline = time.monotonic() + limit_seconds
+        answer: Exception | None = None  # the latest error that is no time-out of ours
+
+        def attempt() -> Any:
+            nonlocal answer
+            if self.is_stopped:
                 raise CancelledError
             try:
-                return self._once(do(*args, **kwargs), deadline - time.monotonic())
+                return self._wait_for(function(*args, **kwargs), deadline - time.monotonic())
+            except TimeoutError as error:
+                raise answer or error  # noqa: B904  # an earlier answer says more than our limit
             except Exception as error:
-                pause = backoff(attempt, first=self.pause, longest=15)
-                if _lasts(error):
-                    raise
-                if not (isinstance(error, TimeoutError) and said):  # that was our own impatience
-                    said = error
-                if time.monotonic() + pause >= deadline:
-                    raise said from said.__cause__
-            self._stopped.wait(pause)
-        raise AssertionError
+                answer = error
+                raise
+
+        policy = RetryPolicy(
+            first_pause_seconds=self.first_pause_seconds,
+            limit_seconds=limit_seconds,
+            is_temporary=lambda error: not _is_final(error),
+        )
+        return policy.call(attempt, sleep=self._stopped.wait)
 
     @property
     def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """End what another thread is doing here, and all that it would do."""
+        """Cancel the calls of other threads, those under way and those to come."""
         self._stopped.set()
         for future in list(self._running):
             future.cancel()
 
     @contextmanager
-    def told(self, what: str = "") -> Iterator[None]:
-        """Whatever the store says becomes one line."""
+    def as_user_error(self, prefix: str = "") -> Iterator[None]:
+        """Turn whatever error the store raises inside the block into a `UserError` of one line."""
         try:
             yield
         except UserError:
             raise
         except Exception as error:
-            if self.is_remote and _is_of_disk(error):
+            if self.is_remote and _is_of_local_disk(error):
                 raise storage_error(error) from error
-            raise UserError(f"{self.label}: {what}{reason(error)}") from error
+            raise UserError(f"{self.label}: {prefix}{reason_of(error)}") from error
 
-    def _once(self, result: Any, limit: float) -> Any:
+    def _wait_for(self, result: Any, limit_seconds: float) -> Any:
         if not iscoroutine(result):
             return result
         future = asyncio.run_coroutine_threadsafe(result, self.fs.loop)
         self._running.add(future)
         try:
-            return future.result(max(0.1, limit))
+            return future.result(max(0.1, limit_seconds))
         finally:
-            future.cancel()  # nothing where it is done
+            future.cancel()  # has no effect if it is done
             self._running.discard(future)
 
 
-class Sameness:
-    """Whether objects hold what local files hold, told by their ETag on S3."""
-
-    def __init__(self) -> None:
-        self._etags: dict[Path, str] = {}
-
-    def __call__(self, path: Path, info: ObjectInfo | None) -> bool:
-        if info is None or info["size"] != path.stat().st_size:
-            return False
-        if "ETag" not in info:
-            return sha256_of(Path(info["name"])) == sha256_of(path)
-        if path not in self._etags:
-            self._etags[path] = _etag(path)
-        return bool(info["ETag"].strip('"') == self._etags[path])
-
-
-def backoff(attempt: int, *, first: float, longest: float) -> float:
-    """Seconds; drawn, so that many jobs do not come back at once."""
-    return min(longest, first * 2.0 ** min(attempt, 30)) * random.uniform(0.5, 1.0)
-
-
-def code(error: BaseException) -> str:
-    """What the S3 server calls it; empty where it was not the server that spoke."""
-    for said in (error, error.__cause__):
-        response = getattr(said, "response", None)
+def error_code(error: BaseException) -> str:
+    """Return the S3 server's code of the error; "" if the error is not an answer of the server."""
+    for each in (error, error.__cause__):
+        response = getattr(each, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
     return ""
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong and what to look at; never the server's own text, which may hold secrets."""
-    said, kind = code(error), type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong and what to look at.
+
+    The server's own text is never in it, since that may hold secrets.
+    """
+    code, kind = error_code(error), type(error).__name__
     for names, line in _REASONS.items():
-        if (said or kind) in names.split():
-            return line.format(said or kind)
-    if isinstance(error, OSError) and not said and error.strerror:
+        if (code or kind) in names.split():
+            return line.format(code or kind)
+    if isinstance(error, OSError) and not code and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    return f"the store says {said}" if said else f"the store cannot be used ({kind})"
+    return f"the store answers {code}" if code else f"the store cannot be used ({kind})"
 
 
-# To a conditional write, rather than faults.
-_ANSWERS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "NotImplemented", "501")
+# Answers to a conditional PUT, not failures.
+_CONDITION_CODES = (
+    *("PreconditionFailed", "412", "ConditionalRequestConflict", "NotImplemented", "501"),
+)
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+# By the server's codes or the names of exceptions: what a user can do about it.
 _REASONS = {
     "NoSuchBucket": "there is no such bucket",
     "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken ExpiredToken": (
@@ -224,12 +226,14 @@ _REASONS = {
     "ClientConnectorError ConnectionClosedError HTTPClientError": (
         "the store does not answer ({}); see AWS_ENDPOINT_URL and the network"
     ),
-    "ValueError InvalidURL SSLError": "AWS_ENDPOINT_URL or the bucket's name is of no use ({})",
+    "ValueError InvalidURL SSLError": (
+        "AWS_ENDPOINT_URL or the bucket's name is not a valid one ({})"
+    ),
 }
 
 
 def _file_system(url: str, setting: str) -> tuple[Any, str, str]:
-    """The file system, the path in it, and the url as it may be shown."""
+    """Return the file system, the path in it, and the url as it may be shown."""
     parts = urlsplit(url)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UserError(f"{setting}: no credentials or options in the address; set {_KEYS}")
@@ -237,7 +241,7 @@ def _file_system(url: str, setting: str) -> tuple[Any, str, str]:
         import s3fs  # type: ignore[import-untyped]  # slow to import
 
         fs = s3fs.S3FileSystem(
-            default_block_size=_PART,
+            default_block_size=_PART_BYTES,
             use_listings_cache=False,
             skip_instance_cache=True,  # the variables may have changed
             config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 4}},
@@ -251,27 +255,17 @@ def _file_system(url: str, setting: str) -> tuple[Any, str, str]:
     raise UserError(f"{setting}={url}: give a folder or s3://bucket/prefix")
 
 
-def _etag(path: Path) -> str:
-    """As S3 has it for a file sent by `Objects.put`: an MD5.
-
-    Under some kinds of encryption it is something else; then the file is merely sent again.
-    """
-    if path.stat().st_size < 2 * _PART:
-        return hashlib.md5(path.read_bytes()).hexdigest()
-    with path.open("rb") as file:
-        parts = [hashlib.md5(part).digest() for part in iter(lambda: file.read(_PART), b"")]
-    return f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
-
-
-def _lasts(error: Exception) -> bool:
-    """Whether trying again is of no use."""
+def _is_final(error: Exception) -> bool:
+    """Return whether trying again cannot help."""
     if isinstance(error, FileNotFoundError | PermissionError | ValueError | CancelledError):
         return True
-    if code(error):
-        return code(error) in (*_ANSWERS, "RequestTimeTooSkewed")  # botocore has set its own clock
+    code = error_code(error)
+    if code:
+        # After the first RequestTimeTooSkewed, botocore has corrected for the clock by itself.
+        return code in (*_CONDITION_CODES, "RequestTimeTooSkewed")
     return is_storage_error(error) or "Credentials" in type(error).__name__
 
 
-def _is_of_disk(error: Exception) -> TypeGuard[OSError]:
-    """Whether it is this machine's disk that fails, and not the store."""
-    return is_storage_error(error) and not code(error)
+def _is_of_local_disk(error: Exception) -> TypeGuard[OSError]:
+    """Return whether it is this machine's disk that fails, and not the store."""
+    return is_storage_error(error) and not error_code(error)

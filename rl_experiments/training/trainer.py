@@ -28,7 +28,7 @@ from trl.trainer.utils import use_adapter
 
 from environments import End
 from rl_experiments import distributed
-from rl_experiments.checkpoints.local import failure
+from rl_experiments.checkpoints.local import remove_unfinished
 from rl_experiments.config.schema import ChecksConfig, RewardConfig
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.rollout.advantages import turn_advantages
@@ -312,7 +312,7 @@ class EpisodeTrainer(GRPOTrainer):
                 if distributed.is_first():
                     self.finalize_checkpoint(step)
             except Exception as error:
-                raise failure(self.args.output_dir, step=step, error=error) from error
+                raise remove_unfinished(self.args.output_dir, step=step, error=error) from error
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card into checkpoints: the run folder has what made them."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rl_experiments.checkpoints.local import latest
+from rl_experiments.checkpoints.local import latest_valid
 from rl_experiments.storage.files import read_json_lines
 from rl_experiments.training.grpo_config import merge_accumulation_passes
 from tests.rl_experiments.training.test_training import assert_same, metrics, outcome
@@ -68,7 +68,7 @@ def test_variants_train_and_change_the_weights(
     run = tmp_path / "runs/v/0"
     (last,) = metrics(run)
     assert last["grad_norm"] > 0 and last["sampling/sampling_logp_difference/mean"] < 1e-3
-    assert (latest(run / "checkpoints") or run).name == "checkpoint-4"
+    assert (latest_valid(run / "checkpoints") or run).name == "checkpoint-4"
 
 
 def test_training_goes_on_from_the_adapter_of_another_run(program: Program, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_training_goes_on_from_the_adapter_of_another_run(program: Program, tmp_
     assert played("second", "after") != played("second", "before")
     done = program(*lora, "evaluate", "name=third", "checkpoint=runs/second/0")
     assert done.returncode == 0, done.stderr
-    last = latest(tmp_path / "runs/second/0/checkpoints")
+    last = latest_valid(tmp_path / "runs/second/0/checkpoints")
     assert last and played("third", last.name) == played("second", "after")
     other = program(*lora, "checkpoint=runs/first/0", "model.lora.r=4")
     assert other.returncode == 1 and "model.lora.r=4: " in other.stderr and "r=8" in other.stderr

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that fails as a network does, as the test tells it."""
+"""A proxy in front of an S3 server that fails as a network does, when a test asks for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("503", "500", "reset", "lost", "truncated", "slow")
 
 
 class Loopback:
-    """What serves on this machine, from a thread, while it is entered."""
+    """A server on this machine that runs in a thread inside a `with` block."""
 
     _server: ThreadingHTTPServer
 
@@ -38,9 +38,10 @@ class Loopback:
 
 
 class FaultProxy(Loopback):
-    """`rate` of the requests meet one of `kinds`; all are reset while it is `down`.
+    """Passes requests on, but a share `rate` of them meets a fault of one of `kinds`.
 
-    "lost" resets after the server has done what it was asked, "truncated" ends the answer midway.
+    "lost" breaks off after the server has done what it was asked; "truncated" ends the answer
+    midway; "slow" delays it. While the proxy is `down`, every connection is broken off.
     """
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
@@ -48,12 +49,12 @@ class FaultProxy(Loopback):
         self.rate = 0.0
         self.kinds: tuple[str, ...] = KINDS
         self.down = False
-        self.slow = 0.2  # seconds
-        self.refuses: dict[str, str] = {}  # the error's code, by method
-        self.requests: list[tuple[str, str]] = []  # all: method, path
-        self.faults: list[str] = []
+        self.slow_seconds = 0.2
+        self.refuses: dict[str, str] = {}  # by method: the code of the error that it meets
+        self.requests: list[tuple[str, str]] = []  # method and path of each, in order
+        self.faults: list[str] = []  # the kinds that happened, in order
+        # Called with method and path before a request is handled.
         self.before: Callable[[str, str], None] = lambda method, path: None
-        self.copies: list[str] = []  # what the server was asked to copy by itself
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -62,10 +63,11 @@ class FaultProxy(Loopback):
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def puts(self) -> list[str]:
-        """The objects that were sent or copied, in order."""
+        """Return the paths of the objects that were sent, in order."""
         return [path.partition("?")[0] for method, path in self.requests if method == "PUT"]
 
     def fate(self, method: str, path: str) -> str:
+        """Note a request; return the kind of fault that it meets, or ""."""
         with self._lock:
             self.requests.append((method, path))
             if self.down:
@@ -77,7 +79,7 @@ class FaultProxy(Loopback):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers without a word, and can break a connection off."""
+    """Writes no log, and can break a connection off."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # it would hold each answer back for 40 ms
@@ -92,10 +94,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def reset(self) -> None:
+        """Break the connection off with a TCP reset."""
         self.close_connection = True
         self.wfile.flush()
-        now = struct.pack("ii", 1, 0)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        at_once = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self.connection.close()
 
 
@@ -104,20 +107,16 @@ class _Handler(Handler):
         proxy: FaultProxy = self.server.proxy  # type: ignore[attr-defined]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         proxy.before(self.command, self.path)
-        if source := self.headers.get("x-amz-copy-source"):
-            proxy.copies.append(source)
         fate = proxy.fate(self.command, self.path)
         if fate == "slow":
-            time.sleep(proxy.slow)
+            time.sleep(proxy.slow_seconds)
         if fate == "reset":
             return self.reset()
         if fate in _ERRORS:
             code = _ERRORS[fate]
-            said = f"<Error><Code>{code}</Code><Message>a fault</Message></Error>"
-            return self._send(int(fate), [("Content-Type", "application/xml")], said.encode())
+            return self._send_error(int(fate), code)
         if refusal := proxy.refuses.get(self.command):
-            said = f"<Error><Code>{refusal}</Code><Message>no</Message></Error>"
-            return self._send(403, [("Content-Type", "application/xml")], said.encode())
+            return self._send_error(403, refusal)
         server = http.client.HTTPConnection(proxy.upstream, timeout=30)
         try:
             server.request(self.command, self.path, body, dict(self.headers.items()))
@@ -134,6 +133,10 @@ class _Handler(Handler):
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
 
+    def _send_error(self, status: int, code: str) -> None:
+        content = f"<Error><Code>{code}</Code><Message>a fault</Message></Error>"
+        self._send(status, [("Content-Type", "application/xml")], content.encode())
+
     def _send(
         self, status: int, headers: list[tuple[str, str]], content: bytes, upto: int | None = None
     ) -> None:
@@ -141,7 +144,7 @@ class _Handler(Handler):
         length = str(len(content))
         for name, value in headers:
             if name.lower() == "content-length":
-                length = value  # an answer to HEAD tells it without the content
+                length = value  # an answer to HEAD has the length, but no content
             elif name.lower() not in ("transfer-encoding", "connection"):
                 self.send_header(name, value)
         if status != 204:

@@ -14,8 +14,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from rl_experiments.checkpoints.checkpointer import alone
-from rl_experiments.checkpoints.local import is_whole, step_of
+from rl_experiments.checkpoints.checkpointer import exclusive_lock
+from rl_experiments.checkpoints.local import step_of
+from rl_experiments.checkpoints.manifest import verify
 from tests.rl_experiments.training.test_training import started
 from tests.support.faults import FaultProxy
 from tests.support.program import SMALL, Program, WarmStarter
@@ -64,7 +65,7 @@ def test_the_store_holds_what_the_rules_keep(undisturbed: Path) -> None:
     assert sorted(store) == [4, 6, 8]
     local = {step_of(path): path for path in (undisturbed / "checkpoints").iterdir()}
     assert sorted(local) == [4, 6, 8]
-    assert all(is_whole(path) for path in [*store.values(), *local.values()])
+    assert all(verify(path) for path in [*store.values(), *local.values()])
     kept = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     assert kept | {"model.safetensors"} < {path.name for path in store[8].iterdir()}
     told = json.loads((store[8] / "manifest.json").read_text())
@@ -87,7 +88,7 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     warm: WarmStarter,
     tmp_path: Path,
 ) -> None:
-    proxy.rate, proxy.slow = 0.3, 0.1
+    proxy.rate, proxy.slow_seconds = 0.3, 0.1
     settings = [*RUN, "name=killed", STORE, "checkpoint.close_timeout=60"]
     run, rng, furthest = tmp_path / "runs/killed/0", random.Random(7), 0
     environment = {**program_environment, **aws()}
@@ -187,7 +188,7 @@ def test_what_would_fail_later_is_refused_before_any_work(
     assert refused.returncode == 1 and refused.stderr.startswith(said)
     assert "loading" not in refused.stdout
     (tmp_path / "runs/x/0").mkdir(parents=True, exist_ok=True)
-    with alone(tmp_path / "runs/x/0"):
+    with exclusive_lock(tmp_path / "runs/x/0"):
         second = program(*RUN, "name=x", "resume=true")
     assert second.returncode == 1
     assert "another process writes this run" in second.stderr and "loading" not in second.stdout

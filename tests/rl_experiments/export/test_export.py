@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl_experiments.checkpoints.local import seal
+from rl_experiments.checkpoints.manifest import finalize
 from rl_experiments.checkpoints.store import CheckpointStore
 from rl_experiments.commands.export import export
 from rl_experiments.errors import UserError
@@ -68,7 +68,7 @@ def change(checkpoint: Path, **changes: Any) -> Path:
     for name, value in changes.items():
         OmegaConf.update(cfg, name.replace("__", "."), value)
     OmegaConf.save(cfg, file)
-    return seal(checkpoint.parent, step=int(checkpoint.name.rpartition("-")[2]))
+    return finalize(checkpoint.parent, step=int(checkpoint.name.rpartition("-")[2]))
 
 
 def whole(run: Path) -> Path:
@@ -154,7 +154,7 @@ def test_the_model_replies_as_it_was_evaluated(run: Path) -> None:
     settings = json.loads((checkpoint / "generation_config.json").read_text())
     settings |= {"do_sample": True, "top_k": 3, "repetition_penalty": 9.0}
     (checkpoint / "generation_config.json").write_text(json.dumps(settings))
-    seal(checkpoint.parent, step=4)
+    finalize(checkpoint.parent, step=4)
     export([str(checkpoint), "--to", "out"])
     told = json.loads(Path("out/generation_config.json").read_text())
     kept = {key: told[key] for key in ("temperature", "top_k", "top_p", "do_sample")}
@@ -234,7 +234,7 @@ def test_from_a_store_to_s3_the_config_goes_last(
 ) -> None:
     source = CheckpointStore.open("s3://bucket/runs", project="p", name="lora-0", setting="store")
     source.push(run / "checkpoints/checkpoint-4")
-    proxy.rate, proxy.slow = 0.2, 0.05
+    proxy.rate, proxy.slow_seconds = 0.2, 0.05
     proxy.requests.clear()
     export(["s3://bucket/runs/p/models/lora-0", "--to", "s3://bucket/out/one"])
     assert proxy.faults
@@ -304,10 +304,10 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
         ),
         (["lora", "--to", "full/file/x"], f"--to=full/file/x: File exists ({tmp_path}/full/file)"),
         (["nobody", "--to", "x"], "checkpoint=nobody: no such folder"),
-        (["full", "--to", "x"], "checkpoint=full: holds no checkpoint"),
+        (["full", "--to", "x"], "checkpoint=full: this folder holds no checkpoint"),
         (
             [torn, "--to", "x"],
-            f"checkpoint={torn}: torn or changed since it was written; take another",
+            f"checkpoint={torn}: it is damaged, or was changed since it was written; take another",
         ),
         (["unsealed", "--to", "x"], "unsealed: no whole checkpoint of a run; take another"),
         (["lora", "--to", "hub:name"], "--to=hub:name: give hub:OWNER/NAME"),
@@ -331,7 +331,7 @@ def test_a_base_that_is_gone_is_named(run: Path) -> None:
     file = run / "checkpoints/checkpoint-4/adapter_config.json"
     adapter = json.loads(file.read_text()) | {"base_model_name_or_path": "/nowhere/base"}
     file.write_text(json.dumps(adapter))
-    seal(run / "checkpoints", step=4)
+    finalize(run / "checkpoints", step=4)
     with pytest.raises(UserError, match=r"^lora: its base /nowhere/base is not on this machine"):
         export(["lora", "--to", "out"])
 

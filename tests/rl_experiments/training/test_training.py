@@ -16,7 +16,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import equal
 
-from rl_experiments.checkpoints.local import is_whole, latest
+from rl_experiments.checkpoints.local import latest_valid
+from rl_experiments.checkpoints.manifest import verify
 from tests.support.forked import ForkedProcess
 from tests.support.program import SMALL, Program, WarmStarter, command
 
@@ -33,7 +34,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """Return all that must be equal in two equal runs: weights, metrics, episodes, evaluation."""
-    newest = latest(run / "checkpoints")
+    newest = latest_valid(run / "checkpoints")
     assert newest is not None
     return {
         "checkpoint": newest.name,
@@ -209,14 +210,14 @@ def test_a_run_is_not_resumed_with_another_setting(
 def test_a_checkpoint_with_a_changed_byte_is_not_valid(
     undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    source = latest(undisturbed[0] / "checkpoints")
-    assert source is not None and is_whole(source)
+    source = latest_valid(undisturbed[0] / "checkpoints")
+    assert source is not None and verify(source)
     copy = tmp_path / "checkpoint-8"
     shutil.copytree(source, copy)
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert not is_whole(copy) and latest(tmp_path) is None
+    assert not verify(copy) and latest_valid(tmp_path) is None
 
 
 def test_a_checkpoint_can_be_evaluated_and_played(

@@ -1,0 +1,85 @@
+"""Addresses and variables of a store that cannot work: refused in one line, without secrets."""
+
+from __future__ import annotations
+
+import pytest
+
+from rl_experiments.errors import UserError
+from rl_experiments.storage.objects import ObjectStore
+from tests.support.faults import FaultProxy
+from tests.support.stores import SECRET, moto, proxy, rclone, surroundings
+
+__all__ = ["moto", "proxy", "rclone", "surroundings"]  # fixtures
+
+
+def refusal(url: str, *, patience_seconds: float = 15) -> str:
+    """Return the message with which a store at this address is refused."""
+    with pytest.raises(UserError) as error:
+        ObjectStore.open(
+            url, "below", writes=True, setting="the.setting", patience_seconds=patience_seconds
+        )
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("gs://bucket/x", "give a folder or s3://bucket/prefix"),
+        ("s3://", "give a folder or s3://bucket/prefix"),
+        ("s3://bucket/../other", "give a folder or s3://bucket/prefix"),
+        (f"s3://key:{SECRET}@bucket/x", "no credentials or options in the address"),
+        ("s3://absent/x", "there is no such bucket"),
+        ("/dev/null/store", "it cannot be written: Not a directory"),
+    ],
+)
+def test_addresses_are_refused_in_one_line(proxy: FaultProxy, url: str, line: str) -> None:
+    message = refusal(url)
+    assert message.startswith("the.setting") and line in message
+    assert SECRET not in message and "\n" not in message
+
+
+# The answer to a HEAD request has no text that says more than 403; which request comes first is
+# the library's business.
+FORBIDDEN = "these credentials may not read and write here (403)"
+
+
+@pytest.mark.parametrize(
+    ("variables", "lines"),
+    [
+        (
+            {"AWS_SECRET_ACCESS_KEY": "wr0ng"},
+            ("refuses the credentials (SignatureDoesNotMatch)", FORBIDDEN),
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "wr0ng"},
+            ("refuses the credentials (InvalidAccessKeyId)", FORBIDDEN),
+        ),
+        (
+            {"AWS_SECRET_ACCESS_KEY": "", "AWS_ACCESS_KEY_ID": ""},
+            ("no credentials were found",),
+        ),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, ("the store does not answer",)),
+        ({"AWS_ENDPOINT_URL": "nonsense"}, ("AWS_ENDPOINT_URL or the bucket's name",)),
+    ],
+)
+def test_wrong_variables_are_named_in_one_line(
+    rclone: str,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    lines: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", rclone)
+    for name, value in variables.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
+    message = refusal("s3://bucket", patience_seconds=8)
+    assert any(line in message for line in lines) and "AWS_" in message
+    assert "\n" not in message and SECRET not in message and "wr0ng" not in message
+
+
+def test_a_wrong_clock_is_named(proxy: FaultProxy) -> None:
+    proxy.refuses = dict.fromkeys(("GET", "PUT", "POST", "DELETE"), "RequestTimeTooSkewed")
+    message = refusal("s3://bucket")
+    assert "the clock of this machine is wrong (RequestTimeTooSkewed)" in message
