@@ -30,9 +30,9 @@ STORE = "checkpoint.store=s3://bucket/prefix"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, run_in: Program) -> Path:
-    """The run folder of the experiment, and beside it a store in a folder."""
+    """The run folder of an experiment that nothing disturbs; its store is a folder."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    # Evaluations while it trains leave the other runs' results as they are.
+    # Evaluations during training do not change results, so other runs can be compared with it.
     evaluated = ["evaluation.every_steps=4", "evaluation.validation_examples=6"]
     kept = ["checkpoint.keep_every=4", "checkpoint.keep_best=eval/reward"]
     settings = [*RUN, "name=one", "checkpoint.store=store", *evaluated, *kept]
@@ -41,7 +41,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, run_in: Program) -> Pa
 
 
 def aws() -> dict[str, str]:
-    """The variables that the fixtures have set, for programs."""
+    """Return the variables that the fixtures have set, for programs."""
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
@@ -50,9 +50,9 @@ def steps(run: Path) -> list[int]:
 
 
 def stored(store: Path, name: str) -> dict[int, Path]:
-    """The checkpoints of a store in a folder."""
-    found = (store / "rl-experiments/models" / name).glob("*/manifest.json")
-    return {int(path.parent.name): path.parent for path in found}
+    """Return the checkpoints of a run in a store that is a folder, by their steps."""
+    manifests = (store / "rl-experiments/models" / name).glob("*/manifest.json")
+    return {int(path.parent.name): path.parent for path in manifests}
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -60,7 +60,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert left.keys() == right.keys() and all(equal(left[name], right[name]) for name in left)
 
 
-def test_the_store_holds_what_the_rules_keep(undisturbed: Path) -> None:
+def test_the_store_holds_what_the_policy_keeps(undisturbed: Path) -> None:
     store = stored(undisturbed.parents[2] / "store", "one-0")
     assert sorted(store) == [4, 6, 8]
     local = {step_of(path): path for path in (undisturbed / "checkpoints").iterdir()}
@@ -68,13 +68,13 @@ def test_the_store_holds_what_the_rules_keep(undisturbed: Path) -> None:
     assert all(verify(path) for path in [*store.values(), *local.values()])
     kept = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     assert kept | {"model.safetensors"} < {path.name for path in store[8].iterdir()}
-    told = json.loads((store[8] / "manifest.json").read_text())
-    assert told["metrics"]["reward"] and told["metrics"]["step"] == 8.0
+    manifest = json.loads((store[8] / "manifest.json").read_text())
+    assert manifest["metrics"]["reward"] and manifest["metrics"]["step"] == 8.0
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval/reward" in line] == [4, 8]
     played = (undisturbed / "validation/validation.jsonl").read_text().splitlines()
     assert len(played) == 6 and json.loads(played[0])["seed"] > 1 << 30
-    assert told["metrics"]["eval/reward"] == lines[-1]["eval/reward"]
+    assert manifest["metrics"]["eval/reward"] == lines[-1]["eval/reward"]
     assert (store[8] / "run/metrics.jsonl").read_text() == (
         undisturbed / "metrics.jsonl"
     ).read_text()
@@ -94,17 +94,17 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     environment = {**program_environment, **aws()}
     for attempt in range(2):
         process = started(settings, cwd=tmp_path, env=environment, warm=warm)
-        deadline = time.monotonic() + 120
-        while not any(step > furthest for step in sealed(run)):
+        deadline = time.monotonic() + 600
+        while not any(step > furthest for step in finished_steps(run)):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.5))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        furthest = max(sealed(run))
+        furthest = max(finished_steps(run))
         if attempt == 0:
             settings.append("resume=true")
-        if attempt == 1:  # the disk goes with the container, once what it held is in the store
+        if attempt == 1:  # the disk is lost, after its checkpoints have been uploaded
             proxy.rate = 0.0
             pushed = program("push", "killed", **aws())
             assert pushed.returncode == 0 and f"{furthest} are in" in pushed.stdout
@@ -117,15 +117,15 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     assert steps(run) == [2, 4, 6, 8]
     assert_same_weights(run / "checkpoints/checkpoint-8", undisturbed / "checkpoints/checkpoint-8")
     proxy.rate = 0.0
-    keys = [found.key for found in bucket_of(proxy.url).objects.filter(Prefix="prefix")]
+    keys = [each.key for each in bucket_of(proxy.url).objects.filter(Prefix="prefix")]
     manifests = [key for key in keys if key.endswith("/manifest.json")]
-    at = "prefix/rl-experiments/models/killed-0"
-    assert manifests == [f"{at}/000006/manifest.json", f"{at}/000008/manifest.json"]
+    place = "prefix/rl-experiments/models/killed-0"
+    assert manifests == [f"{place}/000006/manifest.json", f"{place}/000008/manifest.json"]
     assert not any("lease" in key for key in keys)
     assert len(proxy.faults) > 10
-    # What is there can be played, by its address.
+    # The checkpoint in the store can be played, by its address.
     played = program(
-        "evaluate", "num_examples=4", "env.max_moves=8", f"checkpoint=s3://bucket/{at}", **aws()
+        "evaluate", "num_examples=4", "env.max_moves=8", f"checkpoint=s3://bucket/{place}", **aws()
     )
     assert played.returncode == 0, played.stderr
     last = (run / "evaluation.json").read_text()
@@ -133,18 +133,18 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     assert f"{after['reward']['value']:.3f}" in played.stdout
 
 
-def sealed(run: Path) -> list[int]:
-    found = (run / "checkpoints").glob("checkpoint-*/manifest.json")
-    return [step_of(path.parent) for path in found]
+def finished_steps(run: Path) -> list[int]:
+    manifests = (run / "checkpoints").glob("checkpoint-*/manifest.json")
+    return [step_of(path.parent) for path in manifests]
 
 
 def test_another_machine_goes_on_if_it_may_trust_the_store(
     undisturbed: Path, program: Program, tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed.parents[2] / "store", tmp_path / "store")
-    there = stored(tmp_path / "store", "one-0")
+    checkpoints = stored(tmp_path / "store", "one-0")
     for step in (6, 8):
-        shutil.rmtree(there[step])
+        shutil.rmtree(checkpoints[step])
     settings = [*RUN, "name=one", "checkpoint.store=store"]
     refused = program(*settings)
     assert refused.returncode == 1 and "holds step 4 of a run of this name" in refused.stderr
@@ -169,23 +169,23 @@ def test_a_store_that_goes_away_stops_no_run(
     settings = [*RUN, "name=down", STORE, "checkpoint.close_timeout=1", "checkpoint.keep_latest=9"]
     done = program(*settings, **aws())
     assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert "steps 2, 4, 6, 8 could not be uploaded and are kept in" in said
-    assert "Push with: python -m rl_experiments push down" in said
+    output = " ".join(done.stdout.split())
+    assert "steps 2, 4, 6, 8 could not be uploaded and are kept in" in output
+    assert "Push with: python -m rl_experiments push down" in output
     proxy.before, proxy.down = lambda method, path: None, False
     pushed = program("push", "down", **aws())
     assert pushed.returncode == 0, pushed.stderr
     assert "runs/down/0: steps 2, 4, 6, 8 are in s3://bucket/prefix" in pushed.stdout
-    keys = [found.key for found in bucket_of(proxy.url).objects.all()]
+    keys = [each.key for each in bucket_of(proxy.url).objects.all()]
     assert sum(key.endswith("/manifest.json") for key in keys) == 4
 
 
-def test_what_would_fail_later_is_refused_before_any_work(
+def test_a_store_that_cannot_work_and_a_second_writer_are_refused_before_any_work(
     proxy: FaultProxy, program: Program, tmp_path: Path
 ) -> None:
     refused = program(*RUN, "name=x", "checkpoint.store=s3://absent/prefix", **aws())
-    said = "checkpoint.store=s3://absent/prefix: there is no such bucket ("
-    assert refused.returncode == 1 and refused.stderr.startswith(said)
+    line = "checkpoint.store=s3://absent/prefix: there is no such bucket ("
+    assert refused.returncode == 1 and refused.stderr.startswith(line)
     assert "loading" not in refused.stdout
     (tmp_path / "runs/x/0").mkdir(parents=True, exist_ok=True)
     with exclusive_lock(tmp_path / "runs/x/0"):
@@ -196,12 +196,12 @@ def test_what_would_fail_later_is_refused_before_any_work(
 
 OWN = """
 def train(config, run):
-    found = run.rewind()
-    done = int((found / "state.json").read_text()) if found else 0
+    checkpoint = run.rewind()
+    done = int((checkpoint / "state.json").read_text()) if checkpoint else 0
     for step in range(done + 1, config.trainer.max_steps + 1):
-        made = run.checkpoints / f"checkpoint-{step}"
-        made.mkdir(parents=True)
-        (made / "state.json").write_text(str(step))
+        checkpoint = run.checkpoints / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").write_text(str(step))
         run.log_metrics(step, {"score": -float(step)})
         run.seal(step)
         if step == 3 and not config.resume:
@@ -210,7 +210,7 @@ def train(config, run):
 """
 
 
-def test_a_training_function_of_ones_own_has_the_store(program: Program, tmp_path: Path) -> None:
+def test_a_training_function_of_the_users_has_the_store(program: Program, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     own = ["trainer.target=own:train", "name=own", "trainer.max_steps=8", "checkpoint.store=store"]
     own += ["checkpoint.keep_best=score", "checkpoint.keep_latest=1"]
@@ -222,3 +222,39 @@ def test_a_training_function_of_ones_own_has_the_store(program: Program, tmp_pat
     assert sorted(stored(tmp_path / "store", "own-0")) == [1, 8]
     assert steps(tmp_path / "runs/own/0") == [1, 2, 3, 4, 5, 6, 7, 8]
     assert " 3 " in done.stdout  # its metric: where it went on from
+
+
+INTERRUPTED = """
+import hashlib, os, signal
+
+def train(config, run):
+    checkpoint = run.rewind()
+    if config.resume:
+        return float((checkpoint / "state.json").read_text())
+    for step in (1, 2):
+        checkpoint = run.checkpoints / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").write_text(str(step))
+        run.seal(step)
+    (run.checkpoints / "checkpoint-3").mkdir()  # it is never finished
+    hashlib.file_digest = lambda *arguments: os._exit(99)  # from now on, nothing may be hashed
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+"""
+
+
+def test_ctrl_c_names_the_newest_checkpoint_without_reading_it(
+    program: Program, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(INTERRUPTED)
+    own, path = ["trainer.target=own:train", "name=own"], {"PYTHONPATH": str(tmp_path)}
+    stopped = program(*own, **path)
+    assert stopped.returncode == 130, stopped.stderr
+    run = tmp_path / "runs/own/0"
+    assert f"Stopped; step 2 is kept in {run}. Go on with: " in stopped.stderr
+    # When it is loaded, it is read: a damaged one is passed over.
+    (run / "checkpoints/checkpoint-2/state.json").write_text("7")
+    resumed = program(*own, "resume=true", **path)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert "checkpoint-2 is unfinished or damaged; it is passed over" in resumed.stdout
+    assert " 1 " in resumed.stdout  # the function's metric
