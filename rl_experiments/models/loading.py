@@ -34,7 +34,8 @@ _HUB_TIMEOUT_SECONDS = 10
 def resolve_model_path(config: Config, environment: Environment) -> str:
     """Return where the policy's weights are: a folder, or a name that the hub knows.
 
-    A remote checkpoint is downloaded and a random model is made, by the first process for all.
+    A checkpoint is verified, and downloaded if it is remote, and a random model is made, by the
+    first process for all.
     Raises a `UserError` if the model is not on this machine and the hub cannot be reached.
     """
     if config.checkpoint.path:

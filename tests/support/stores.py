@@ -121,6 +121,7 @@ def make_checkpoint(folder: Path, step: int, *, size: int = 100_000, score: floa
     checkpoint = folder / f"checkpoint-{step}"
     (checkpoint / "more").mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(os.urandom(size))
+    (checkpoint / "config.json").write_text("{}")
     (checkpoint / "tokenizer.json").write_text("token " * 20_000)
     (checkpoint / "optimizer.pt").write_bytes(os.urandom(1000))
     (checkpoint / "more" / "step.txt").write_text(str(step))

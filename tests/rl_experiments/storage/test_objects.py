@@ -43,6 +43,7 @@ def test_addresses_are_refused_in_one_line(proxy: FaultProxy, url: str, line: st
 FORBIDDEN = "these credentials may not read and write here (403)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "lines"),
     [
