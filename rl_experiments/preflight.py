@@ -20,6 +20,7 @@ from rl_experiments.errors import UserError, did_you_mean
 from rl_experiments.evaluation.policies import is_api_model, resolve_policies
 from rl_experiments.inference.api_client import LOCAL_HOSTS
 from rl_experiments.paths import CONF_DIR
+from rl_experiments.run.resume import check_resume
 
 # TRL's settings of a sampler that cuts the distribution; TRL's own sampler is not used here.
 _NOT_SAMPLED = ("top_k", "top_p", "min_p", "repetition_penalty", "generation_kwargs", "use_vllm")
@@ -44,6 +45,7 @@ def check(cfg: DictConfig) -> Experiment:
     if missing:
         raise UserError(f"{missing[0]}: a value is missing; give {missing[0]}=...")
     config = _typed(cfg)
+    check_resume(cfg)
     environment = build_environment(config.env)
     _check_trainer(config)
     _check_numbers(config)

@@ -22,7 +22,7 @@ from rl_experiments.paths import (
 )
 from rl_experiments.rollout.episodes import Trajectory
 from rl_experiments.run.provenance import provenance
-from rl_experiments.run.resume import refuse_changes
+from rl_experiments.run.resume import check_resume
 from rl_experiments.storage.files import append_json_lines, keep_json_lines, write_atomically
 
 
@@ -47,9 +47,7 @@ class Run:
                 raise UserError(
                     f"{run.folder} holds a run; add resume=true or take another name=..."
                 )
-            before = _plain(OmegaConf.load(run.config_file))
-            # Through YAML, so that both have the form of the file: enums are names there.
-            refuse_changes(run.folder, before, _plain(OmegaConf.create(OmegaConf.to_yaml(cfg))))
+            check_resume(cfg, run.folder)
         # Interpolations are kept: the values that they stand for may be secret.
         write_atomically(run.config_file, OmegaConf.to_yaml(cfg))
         if not (run.folder / RUN_FILE).exists():
@@ -95,10 +93,3 @@ class Run:
         """Record the training episodes played after `step` steps."""
         records = [{"step": step, **episode.to_json()} for episode in episodes]
         append_json_lines(self.episodes, records)
-
-
-def _plain(cfg: Any) -> dict[str, Any]:
-    """Return a configuration as plain values, with its interpolations unresolved."""
-    container = OmegaConf.to_container(cfg)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}

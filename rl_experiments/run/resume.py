@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rl_experiments.config.diff import changed_settings
 from rl_experiments.config.schema import CheckpointConfig, EndpointConfig
 from rl_experiments.errors import UserError
-from rl_experiments.paths import RUNS
+from rl_experiments.paths import CONFIG_FILE, RUNS
 
 _MODEL_IDENTITY = ("base_url", "body")  # the settings that decide which model an API serves
 # The settings that do not touch what was computed. A group stands for all settings in it.
@@ -50,6 +51,23 @@ def refuse_changes(run_folder: Path, before: Mapping[str, Any], now: Mapping[str
         )
 
 
+def check_resume(cfg: DictConfig, run_folder: Path | None = None) -> None:
+    """Raise a `UserError` if a run that is to be resumed was begun with other settings.
+
+    The run folder is by default that of the job that Hydra has composed, which may not have begun:
+    the launcher asks before it starts a job, and the job asks again.
+    """
+    if run_folder is None:
+        if not cfg.resume or not HydraConfig.initialized():
+            return
+        sweep = HydraConfig.get().sweep
+        run_folder = Path(sweep.dir) / str(sweep.subdir)
+    if (run_folder / CONFIG_FILE).exists():
+        before = _plain(OmegaConf.load(run_folder / CONFIG_FILE))
+        # Through YAML, so that both have the form of the file: enums are names there.
+        refuse_changes(run_folder, before, _plain(OmegaConf.create(OmegaConf.to_yaml(cfg))))
+
+
 def resume_command() -> str:
     """Return the command that goes on with the run of the present job."""
     sweep = Path(HydraConfig.get().sweep.dir)
@@ -57,6 +75,13 @@ def resume_command() -> str:
     return (
         f"python -m rl_experiments resume {sweep.name if is_in_runs else shlex.quote(str(sweep))}"
     )
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    """Return a configuration as plain values, with its interpolations unresolved."""
+    container = OmegaConf.to_container(cfg)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "hydra"}
 
 
 def _may_change(key: str) -> bool:

@@ -88,6 +88,14 @@ def test_an_old_checkpoint_is_evaluated_and_exported(program: Program, runs: Pat
     assert "step 4" in (runs.parent / "model/README.md").read_text()
 
 
+def test_other_settings_are_refused_before_the_launch(program: Program, runs: Path) -> None:
+    refused = program(
+        *("train", *SETTINGS, "name=old", "resume=true", "env.hints=false", "logger=tensorboard")
+    )
+    assert refused.returncode == 1 and "Plan" not in refused.stdout
+    assert refused.stderr.startswith("env.hints is not what it was when ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["old", "lora"])
 def test_an_old_run_is_trained_further(program: Program, runs: Path, name: str) -> None:
