@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.support.paths import CHECKOUT
 from tests.support.program import Program
 
 ARCHIVE = Path(__file__).parent / "data" / "runs_of_2f028d5.tar.gz"
@@ -40,7 +41,11 @@ def runs(tmp_path: Path, program_environment: dict[str, str]) -> Path:
     """The folder with the old runs, as if they had been run in this folder."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
-    words = {"@WORKING_FOLDER@": str(tmp_path), "@CACHE@": program_environment["XDG_CACHE_HOME"]}
+    words = {
+        "@WORKING_FOLDER@": str(tmp_path),
+        "@CACHE@": program_environment["XDG_CACHE_HOME"],
+        "@CHECKOUT@": str(CHECKOUT),
+    }
     for path in (tmp_path / "runs").rglob("*"):
         if path.is_file() and path.suffix in (".json", ".md"):
             text = path.read_text()
@@ -94,6 +99,16 @@ def test_other_settings_are_refused_before_the_launch(program: Program, runs: Pa
     )
     assert refused.returncode == 1 and "Plan" not in refused.stdout
     assert refused.stderr.startswith("env.hints is not what it was when ")
+
+
+def test_old_runs_are_listed_and_known_to_be_done(program: Program, runs: Path) -> None:
+    listed = program("runs")
+    assert listed.returncode == 0, listed.stderr
+    rows = {line.split()[0]: line for line in listed.stdout.splitlines() if line.split()}
+    assert "1 done" in rows["old"] and "1 done" in rows["lora"]
+    resumed = program("resume", "old")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Every job of this run is done." in resumed.stdout
 
 
 @pytest.mark.slow
