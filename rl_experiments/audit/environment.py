@@ -1,26 +1,34 @@
-"""Whether an environment's reward is one that training can be trusted with.
+"""Whether training can trust an environment's reward, tried without a model.
 
-Policies without skill play the same seeds as the scripted baselines, without a model. Faults are:
+Policies without skill play the same seeds as the scripted baselines. These are faults:
 
-- the oracle (else the best baseline) does not surely earn more than "random", or a policy without
-  skill surely earns more than half of the way from "random" to the oracle. Sure is what the 95 %
-  interval of the mean difference over the seeds says; where it does not, there is a note;
-- no group of random players has rewards that vary, or its members do not get the same task;
-- a reward that is not finite or beyond 100; a reply that raises, or takes over 50 ms of the CPU
-  each time; a seed that differs when it is played again;
-- a baseline's episode without an end. Policies without skill are cut after as many turns as the
-  longest episode of those, as a limit on tokens would cut them; what they have by then counts.
+- The oracle (or, without one, the best baseline) does not surely earn more than "random", or a
+  policy without skill surely earns more than half of the way from "random" to the oracle. "Surely"
+  means that the 95 % interval of the mean difference over the seeds says so; where the interval
+  leaves it open, there is a note.
+- No group of random players has rewards that vary, or its members do not get the same task.
+- A reward is not finite or beyond 100; a reply makes the environment raise, or takes it more than
+  50 ms of CPU time each time; a seed gives another episode when it is played again.
+- A baseline's episode has no end. Policies without skill are cut after as many turns as the longest
+  episode of the baselines has, as a limit on tokens would cut them; what they earned until then
+  counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 from environments import Environment, is_evaluation_seed
-from rl_experiments.audit.play import Policy, Result, TimedEpisode, by_script, play, replay
-from rl_experiments.audit.policies import always, common_replies, unskilled
+from rl_experiments.audit.no_skill_policies import always, common_replies, no_skill_policies
+from rl_experiments.audit.timed_play import (
+    AuditResult,
+    EpisodePolicy,
+    TimedEpisode,
+    play_timed,
+    replay,
+    scripted,
+)
 from rl_experiments.config.schema import Credit
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.rollout.advantages import rewards_vary
@@ -28,190 +36,229 @@ from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate, format_estimate
 
-_LEAST = 20  # episodes, for an interval to say something
-_MOST_TURNS = 5000  # of a baseline
-_LEAST_TURNS = 20  # of a policy without skill, before it is cut
-_MOST_SECONDS = 0.05  # of the CPU, for a step
-_MOST_REWARD = 100.0
-_SHARE = 0.5  # of the way from random to the oracle
-_MEMBERS = 4
-_GROUPS = 25
-_REPLAYED = 20  # episodes
+_MIN_EPISODES = 20  # fewer give intervals that say nothing
+_MAX_BASELINE_TURNS = 5000
+_MIN_TURNS_BEFORE_CUT = 20  # of a policy without skill
+_MAX_STEP_SECONDS = 0.05  # of CPU time
+_MAX_REWARD = 100.0
+_MAX_SHARE_OF_SKILL = 0.5  # of the way from random to the oracle
+_GROUP_SIZE = 4
+_NUM_GROUPS = 25
+_NUM_REPLAYED = 20  # episodes
 _ROUNDING = 1e-9
-_DISTINCT = 10  # first observations that tell tasks apart
+_MIN_DISTINCT_TASKS = 10  # fewer first observations do not tell tasks apart
 
 
 class EnvironmentAudit:
-    """What an environment does under all the policies; `notes` and `faults` are lines."""
+    """What an environment does under all the policies.
+
+    `notes` are lines. `where_by_fault` has a line for each place that shows a fault, by kind of
+    fault; `faults` sums them up, one line a kind.
+    """
 
     def __init__(self, environment: Environment, num_examples: int) -> None:
-        if num_examples < _LEAST:
-            raise UserError(f"num_examples={num_examples}: audit needs at least {_LEAST}")
+        if num_examples < _MIN_EPISODES:
+            raise UserError(f"num_examples={num_examples}: audit needs at least {_MIN_EPISODES}")
         self.environment = environment
-        self.tasks = [
-            EpisodeSpec(seed) for seed in range(num_examples)
-        ]  # the even ones are training's
-        self.results: dict[str, Result] = {}
+        # Training and evaluation seeds alternate.
+        self.specs = [EpisodeSpec(seed) for seed in range(num_examples)]
+        self.results: dict[str, AuditResult] = {}
         self.notes: list[str] = []
-        self.found: dict[str, list[str]] = {}  # where each kind of fault is
+        self.where_by_fault: dict[str, list[str]] = {}
         self.baselines = {
-            name: self._play(name, partial(by_script, script), self.tasks, turns=_MOST_TURNS)
+            name: self._play(name, scripted(script), self.specs, max_turns=_MAX_BASELINE_TURNS)
             for name, script in environment.baselines.items()
         }
         self.oracle = self._choose_oracle()
-        self._check_tasks()
+        self._check_evaluation_tasks()
         self._check_groups()
         self._check_replays()
-        # Where the baselines find no end, the others would not either, and take long.
+        # Where a baseline finds no end, policies without skill would find none either, slowly.
         if not any(result.num_cut for result in self.results.values()):
-            self._play_unskilled()
+            self._play_no_skill_policies()
         self._check_skill()
 
     @property
     def faults(self) -> list[str]:
+        """One line for each kind of fault, with the first place that shows it."""
         return [
-            f"{what}: {where[0]}" + f" (and {len(where) - 1} more)" * (len(where) > 1)
-            for what, where in self.found.items()
+            f"{fault}: {places[0]}" + f" (and {len(places) - 1} more)" * (len(places) > 1)
+            for fault, places in self.where_by_fault.items()
         ]
 
     def _play(
-        self, name: str, policy: Policy, tasks: Sequence[EpisodeSpec], *, turns: int
+        self, name: str, policy: EpisodePolicy, specs: Sequence[EpisodeSpec], *, max_turns: int
     ) -> list[Trajectory]:
-        """The policy's episodes; it stops where the environment is found slow or endless."""
-        result = self.results[name] = Result()
+        """Play the policy's episodes; stop early where the environment is slow or endless."""
+        result = self.results[name] = AuditResult()
         trajectories = []
-        for task in tasks:
-            played = play(self.environment, policy, task, name=name, turns=turns)
-            trajectories.append(played.trajectory)
-            result.add(played)
-            self._check_rewards(played, f"{name} at seed {task.seed}")
-            self._check_end(played, f"{name} at seed {task.seed}")
-            is_slow = self._check_time(played, f"{name} at seed {task.seed}")
-            if is_slow or len(played.trajectory.turns) == _MOST_TURNS:
+        for spec in specs:
+            episode = play_timed(self.environment, policy, spec, name=name, max_turns=max_turns)
+            trajectories.append(episode.trajectory)
+            result.add(episode)
+            where = f"{name} at seed {spec.seed}"
+            self._check_rewards(episode, where)
+            self._check_end(episode, where)
+            is_slow = self._check_time(episode, where)
+            if is_slow or len(episode.trajectory.turns) == _MAX_BASELINE_TURNS:
                 break
         return trajectories
 
-    def _check_rewards(self, played: TimedEpisode, where: str) -> None:
-        strange = [reward for reward in played.rewards if not math.isfinite(reward)]
-        great = [reward for reward in played.rewards if _MOST_REWARD < abs(reward) < math.inf]
-        for what, some in (("a reward is not finite", strange), ("a reward is too great", great)):
-            if some:
-                self._fault(what, f"{where}, {max(some, key=abs):g}")
+    def _check_rewards(self, episode: TimedEpisode, where: str) -> None:
+        not_finite = [reward for reward in episode.rewards if not math.isfinite(reward)]
+        too_great = [reward for reward in episode.rewards if _MAX_REWARD < abs(reward) < math.inf]
+        for fault, rewards in (
+            ("a reward is not finite", not_finite),
+            ("a reward is too great", too_great),
+        ):
+            if rewards:
+                self._add_fault(fault, f"{where}, {max(rewards, key=abs):g}")
 
-    def _check_end(self, played: TimedEpisode, where: str) -> None:
-        trajectory = played.trajectory
+    def _check_end(self, episode: TimedEpisode, where: str) -> None:
+        trajectory = episode.trajectory
         if trajectory.error:
-            reply = f", to {_short(trajectory.turns[-1].reply)}" if trajectory.turns else ""
-            self._fault("a play fails", f"{where}{reply}, {trajectory.error}")
+            reply = f", to {_shorten(trajectory.turns[-1].reply)}" if trajectory.turns else ""
+            self._add_fault("an episode fails", f"{where}{reply}, {trajectory.error}")
         elif trajectory.end is None:
-            self._fault("truncate() does not end an episode", where)
-        if played.is_cut and len(trajectory.turns) == _MOST_TURNS:
-            self._fault(f"an episode has no end in {_MOST_TURNS} turns", where)
+            self._add_fault("truncate() does not end an episode", where)
+        if episode.is_cut and len(trajectory.turns) == _MAX_BASELINE_TURNS:
+            self._add_fault(f"an episode has no end in {_MAX_BASELINE_TURNS} turns", where)
 
-    def _check_time(self, played: TimedEpisode, where: str) -> bool:
-        """Whether a step is slow each time; the first time may load something."""
-        seconds = played.seconds
-        if seconds > _MOST_SECONDS:
-            seconds = min(seconds, replay(self.environment, played.trajectory).seconds)
-        if seconds <= _MOST_SECONDS:
+    def _check_time(self, episode: TimedEpisode, where: str) -> bool:
+        """Return whether a step is slow each time; the first time may load something."""
+        seconds = episode.slowest_step_seconds
+        if seconds > _MAX_STEP_SECONDS:
+            again = replay(self.environment, episode.trajectory)
+            seconds = min(seconds, again.slowest_step_seconds)
+        if seconds <= _MAX_STEP_SECONDS:
             return False
-        longest = max(len(turn.reply) for turn in played.trajectory.turns)
-        took = f"replies of up to {longest} characters, {seconds * 1000:.0f} ms"
-        self._fault("a step is slow", f"{where}, {took}")
+        longest = max(len(turn.reply) for turn in episode.trajectory.turns)
+        cost = f"replies of up to {longest} characters, {seconds * 1000:.0f} ms"
+        self._add_fault("a step is slow", f"{where}, {cost}")
         return True
 
     def _choose_oracle(self) -> str:
+        """Return the baseline that plays best: "oracle", else the one with the best mean reward."""
         if "oracle" in self.baselines:
             return "oracle"
         others = [name for name in self.baselines if name != "random"]
-        name = max(others, key=lambda name: self.results[name].worth, default="random")
-        self.notes.append(f"no baseline is called oracle; {name}, the best, is taken for it")
-        return name
+        best = max(others, key=lambda name: self.results[name].mean_reward, default="random")
+        self.notes.append(f"no baseline is called oracle; {best}, the best one, stands in for it")
+        return best
 
-    def _check_tasks(self) -> None:
-        """Evaluation's tasks are not all training's; those that show nothing cannot tell."""
-        seen: tuple[set[object], set[object]] = (set(), set())
+    def _check_evaluation_tasks(self) -> None:
+        """Note when every evaluation task also occurs in training.
+
+        Nothing can be said where the first observations do not tell tasks apart.
+        """
+        training: set[str] = set()
+        evaluation: set[str] = set()
         for trajectory in self.baselines["random"]:
-            seen[is_evaluation_seed(trajectory.seed)].add(_task(trajectory))
-        training, evaluation = seen
-        if len(training) >= _DISTINCT and evaluation <= training:
+            tasks = evaluation if is_evaluation_seed(trajectory.seed) else training
+            tasks.add(_visible_task(trajectory))
+        if len(training) >= _MIN_DISTINCT_TASKS and evaluation <= training:
             self.notes.append(f"all {len(evaluation)} tasks seen in evaluation are in training too")
 
     def _check_groups(self) -> None:
-        policy = partial(by_script, self.environment.baselines["random"])
+        """Check that the members of a group get one task, and that their rewards vary."""
+        policy = scripted(self.environment.baselines["random"])
         groups = []
-        for first in self.baselines["random"][: 2 * _GROUPS : 2]:
+        for first in self.baselines["random"][: 2 * _NUM_GROUPS : 2]:
             others = [
-                play(self.environment, policy, task, name="random", turns=_MOST_TURNS).trajectory
-                for task in [EpisodeSpec(first.seed, member) for member in range(1, _MEMBERS)]
+                play_timed(
+                    self.environment,
+                    policy,
+                    EpisodeSpec(first.seed, member),
+                    name="random",
+                    max_turns=_MAX_BASELINE_TURNS,
+                ).trajectory
+                for member in range(1, _GROUP_SIZE)
             ]
             groups.append([first, *others])
-            if any(_task(trajectory) != _task(first) for trajectory in groups[-1]):
-                self._fault("members of a group get different tasks", f"seed {first.seed}")
+            if any(_visible_task(trajectory) != _visible_task(first) for trajectory in others):
+                self._add_fault("members of a group get different tasks", f"seed {first.seed}")
         if not any(rewards_vary(group, credit=Credit.episode, gamma=1.0) for group in groups):
-            size = f"of {len(groups)} groups of {_MEMBERS} random players"
-            self._fault("rewards vary in no group", f"{size}; give credit for parts")
+            where = f"{len(groups)} groups of {_GROUP_SIZE} random players"
+            remedy = "give credit for parts of the task"
+            self._add_fault("rewards vary in no group", f"{where}; {remedy}")
 
     def _check_replays(self) -> None:
-        for first in self.baselines["random"][:_REPLAYED]:
+        """Check that a seed with the same replies gives the same episode again."""
+        for first in self.baselines["random"][:_NUM_REPLAYED]:
             again = replay(self.environment, first).trajectory
-            if repr(again) != repr(first):  # in which NaN is NaN
-                what = "episode with the same replies" if _task(again) == _task(first) else "task"
-                self._fault("a seed differs when played again", f"seed {first.seed}, its {what}")
+            if repr(again) != repr(first):  # repr, for NaN is not equal to itself
+                is_same_task = _visible_task(again) == _visible_task(first)
+                what = "episode with the same replies" if is_same_task else "task"
+                where = f"seed {first.seed}, its {what}"
+                self._add_fault("a seed differs when played again", where)
 
-    def _play_unskilled(self) -> None:
-        turns = max(_LEAST_TURNS, *(self.results[name].num_turns for name in self.baselines))
-        policies = unskilled(self.baselines["random"], self.baselines[self.oracle])
+    def _play_no_skill_policies(self) -> None:
+        longest = max(self.results[name].max_turns for name in self.baselines)
+        max_turns = max(_MIN_TURNS_BEFORE_CUT, longest)
+        policies = no_skill_policies(self.baselines["random"], self.baselines[self.oracle])
         for name, policy in policies.items():
-            self._play(name, policy, self.tasks, turns=turns)
-        constants = {reply: always(reply) for reply in common_replies(self.baselines) or [""]}
-        worth = {}
-        for reply, policy in constants.items():
-            self._play("constant", policy, self.tasks[:_LEAST], turns=turns)
-            worth[reply] = self.results["constant"].worth
-        best = max(worth, key=worth.__getitem__)
-        self._play("constant", constants[best], self.tasks, turns=turns)
-        cut = [f"{name} {r.num_cut}" for name, r in self.results.items() if r.num_cut]
+            self._play(name, policy, self.specs, max_turns=max_turns)
+        # "constant" is the best of the replies that a policy may learn to give to any task.
+        mean_reward = {}
+        for reply in common_replies(self.baselines) or [""]:
+            self._play("constant", always(reply), self.specs[:_MIN_EPISODES], max_turns=max_turns)
+            mean_reward[reply] = self.results["constant"].mean_reward
+        best = max(mean_reward, key=mean_reward.__getitem__)
+        self._play("constant", always(best), self.specs, max_turns=max_turns)
+        cut = [
+            f"{name} {result.num_cut}" for name, result in self.results.items() if result.num_cut
+        ]
         if cut:
-            self.notes.append(f"only a limit (here {turns} turns) ends episodes: {', '.join(cut)}")
+            self.notes.append(
+                f"only a limit (here {max_turns} turns) ends episodes: {', '.join(cut)}"
+            )
 
     def _check_skill(self) -> None:
+        """Check that skill pays, and that policies without it stay far from the oracle."""
         random, oracle = self.results["random"], self.results[self.oracle]
-        gain = _above_line(oracle, random, random)
+        gain = _above_halfway(oracle, random, random)  # that is, oracle - random
         if gain is None or gain.low <= _ROUNDING:
-            less = f"{self.oracle} less random is {format_estimate(gain)}"
-            self._fault("skill does not pay", f"{less}; look at the reward, or for a better oracle")
+            difference = f"{self.oracle} - random is {format_estimate(gain)}"
+            remedy = "change the reward, or give a better oracle"
+            self._add_fault("skill does not pay", f"{difference}; {remedy}")
         for name, result in self.results.items():
-            above = _above_line(result, random, oracle)
+            above = _above_halfway(result, random, oracle)
             if name in self.baselines or above is None or above.high <= _ROUNDING:
                 continue
             earned = format_estimate(result.mean)
-            where = f"{name} earns {earned}, first reply {_short(result.first_reply)}"
+            where = f"{name} earns {earned}, first reply {_shorten(result.first_reply)}"
             if above.low > _ROUNDING:
-                self._fault("a policy without skill comes near the oracle", where)
+                self._add_fault("a policy without skill comes near the oracle", where)
             else:
-                self.notes.append(f"more num_examples would tell if it comes too near: {where}")
+                self.notes.append(
+                    f"raise num_examples to tell if a policy comes too near the oracle: {where}"
+                )
 
-    def _fault(self, what: str, where: str) -> None:
-        self.found.setdefault(what, []).append(one_line(where))
+    def _add_fault(self, fault: str, where: str) -> None:
+        self.where_by_fault.setdefault(fault, []).append(one_line(where))
 
 
-def _task(trajectory: Trajectory) -> str:
-    """All that the policy sees of a task before its first reply."""
+def _visible_task(trajectory: Trajectory) -> str:
+    """Return all that the policy sees of a task before its first reply."""
     observations = [turn.observation for turn in trajectory.turns[:1]]
     return f"{trajectory.system_prompt}\n{trajectory.tools}\n{observations}"
 
 
-def _above_line(result: Result, random: Result, oracle: Result) -> Estimate | None:
-    """How far a policy is above the line between random and the oracle, seed by seed."""
+def _above_halfway(
+    result: AuditResult, random: AuditResult, oracle: AuditResult
+) -> Estimate | None:
+    """Return by how much a policy earns more than halfway from random to the oracle, by seed.
+
+    None if no seed has a finite reward in all three.
+    """
     rewards = zip(result.rewards, random.rewards, oracle.rewards, strict=False)  # one may stop
     above = [
-        own - (1 - _SHARE) * floor - _SHARE * top
-        for own, floor, top in rewards
-        if own is not None and floor is not None and top is not None
+        reward - (1 - _MAX_SHARE_OF_SKILL) * floor - _MAX_SHARE_OF_SKILL * top
+        for reward, floor, top in rewards
+        if reward is not None and floor is not None and top is not None
     ]
     return intervals.mean(above) if above else None
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}...")

@@ -45,7 +45,7 @@ def audit(overrides: list[str]) -> None:
 
 
 def _table(found: EnvironmentAudit) -> Table:
-    title = f"seeds 0 to {len(found.tasks) - 1}, without a model; 95 % intervals"
+    title = f"seeds 0 to {len(found.specs) - 1}, without a model; 95 % intervals"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("policy", no_wrap=True)
     for column in ("n", "mean reward", "win rate"):

@@ -111,7 +111,7 @@ def test_a_policy_without_skill_that_earns_is_found(rule: Rule, policy: str) -> 
     earned = found.results[policy].mean
     assert earned and earned.value > 0.5
     assert "a policy without skill comes near the oracle" in "\n".join(found.faults)
-    near = found.found["a policy without skill comes near the oracle"]
+    near = found.where_by_fault["a policy without skill comes near the oracle"]
     assert any(line.startswith(f"{policy} earns {earned.value:.3f}") for line in near)
 
 
@@ -137,12 +137,12 @@ def silence_is_better(reply: str, number: int) -> float:
     [
         (lambda reply, number: right_only(reply, number) * 1e6, r"too great: random at .* 1e\+06"),
         (lambda reply, number: 0.5, "rewards vary in no group"),
-        (lambda reply, number: 0.5, "skill does not pay: oracle less random is 0.000"),
+        (lambda reply, number: 0.5, "skill does not pay: oracle - random is 0.000"),
         (lambda reply, number: math.nan if "3" in reply else 0.0, "not finite: random at .*, nan"),
         (lambda reply, number: len(reply) / 0 if "\0" in reply else 0.0, "ZeroDivisionError"),
         (fails_on_odd_digits, "fails: odd_words at .*, to 'say .*', ValueError: "),
         (slow_on_long_replies, "slow: long at seed 0, replies of up to 20000 characters, "),
-        (silence_is_better, "skill does not pay: oracle less random is -"),
+        (silence_is_better, "skill does not pay: oracle - random is -"),
         (silence_is_better, "comes near the oracle: empty earns 0.000 .*, first reply ''"),
     ],
 )
@@ -244,7 +244,9 @@ def test_an_episode_without_end_is_found_where_the_baselines_play() -> None:
 def test_a_baseline_that_raises_is_found() -> None:
     scripts = {**Parrot.baselines, "clumsy": lambda env, rng: env.number.missing}
     found = faults(parrot(right_only, baselines=scripts))
-    assert found.startswith("a play fails: clumsy at seed 0, to '', the policy raises AttributeEr")
+    assert found.startswith(
+        "an episode fails: clumsy at seed 0, to '', the policy raises Attribute"
+    )
 
 
 def test_failing_everywhere_is_a_line() -> None:
@@ -252,7 +254,7 @@ def test_failing_everywhere_is_a_line() -> None:
         raise KeyError("number")
 
     found = EnvironmentAudit(parrot(right_only, reset=broken), 20)
-    assert "a play fails: random at seed 0, KeyError: 'number'" in "\n".join(found.faults)
+    assert "an episode fails: random at seed 0, KeyError: 'number'" in "\n".join(found.faults)
     assert found.results["empty"].mean is None
 
 
@@ -269,8 +271,8 @@ def test_the_original_reward_of_function_calls_fails() -> None:
         step = original
 
     found = EnvironmentAudit(Original(), 60)
-    assert "skill does not pay" in found.found
-    near = found.found["a policy without skill comes near the oracle"]
+    assert "skill does not pay" in found.where_by_fault
+    near = found.where_by_fault["a policy without skill comes near the oracle"]
     assert any(line.startswith("constant earns 1.000") for line in near)
 
 
