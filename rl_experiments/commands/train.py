@@ -44,7 +44,7 @@ def train(cfg: DictConfig) -> float:
             f"model.base_url={experiment.config.model.base_url}: a model behind an endpoint can "
             "be evaluated, not trained; choose another model=..."
         )
-    loggers.check(experiment.config.logger)
+    loggers.check_installed(experiment.config.logger)
     own = _function(experiment.config.trainer.target)
     if experiment.config.reward.ruler.enabled:
         if own is not None:

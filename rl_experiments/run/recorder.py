@@ -29,7 +29,8 @@ from rl_experiments.rollout.episodes import Trajectory
 from rl_experiments.run.folder import Run
 from rl_experiments.storage.files import read_json_lines
 from rl_experiments.terminal.progress import Progress
-from rl_experiments.tracking.loggers import Job, Loggers
+from rl_experiments.tracking.base import LoggedRun
+from rl_experiments.tracking.loggers import Loggers
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class RunRecorder(Run):
         if distributed.is_first():
             self._open_loggers()
             super().log_episodes(step, episodes)
-            self.loggers.hold([{"step": step, **episode.to_json()} for episode in episodes])
+            self.loggers.add_episodes([{"step": step, **episode.to_json()} for episode in episodes])
 
     def log_results(self) -> None:
         """Send what the run folder holds at the end to the loggers: evaluation and figures."""
@@ -100,7 +101,7 @@ class RunRecorder(Run):
             file = self.folder / EVALUATION_FILE
             evaluation = json.loads(file.read_text()) if file.exists() else {"policies": []}
             pictures = sorted(self.folder.glob("*.png"))
-            self.loggers.results(max(steps, default=0), evaluation, pictures)
+            self.loggers.log_results(max(steps, default=0), evaluation, pictures)
 
     def _prepare_resume(self) -> Path | None:
         """Find the checkpoint to go on from, and set the records back to it."""
@@ -115,7 +116,7 @@ class RunRecorder(Run):
     def _open_loggers(self) -> None:
         """Open the loggers, unless they are open; they get the records that the run has."""
         if distributed.is_first():
-            self.loggers.begin(
+            self.loggers.open(
                 list(read_json_lines(self.metrics)), list(read_json_lines(self.episodes))
             )
 
@@ -132,7 +133,8 @@ def open_recorder(
     assert isinstance(composed, dict)
     settings = {str(key): value for key, value in composed.items() if key != "hydra"}
     say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
-    loggers = Loggers(Job(run.folder, config.trainer.max_steps, config.logger, settings, say))
+    logged_run = LoggedRun(run.folder, config.trainer.max_steps, config.logger, settings, say)
+    loggers = Loggers(logged_run)
     failed = True
     with open_checkpointer(run.folder, config, say) as checkpointer:
         try:

@@ -1,0 +1,1 @@
+"""Experiment trackers beside the run's own files: Weights & Biases, Trackio, TensorBoard."""

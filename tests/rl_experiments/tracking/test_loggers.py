@@ -379,4 +379,4 @@ def test_a_logger_that_is_not_there_is_one_line(
     assert not (tmp_path / "runs/x/0/config.yaml").exists()
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install trackio"):
-        loggers.check(LoggerConfig(["trackio"]))
+        loggers.check_installed(LoggerConfig(["trackio"]))

@@ -25,7 +25,8 @@ from rl_experiments.models.policy import load_policy
 from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from rl_experiments.run.recorder import RunRecorder
-from rl_experiments.tracking.loggers import Job, Loggers
+from rl_experiments.tracking.base import LoggedRun
+from rl_experiments.tracking.loggers import Loggers
 from rl_experiments.training.build import build_trainer
 from rl_experiments.training.grpo_config import make_grpo_config
 from rl_experiments.training.trainer import EpisodeTrainer
@@ -57,7 +58,7 @@ def small_trainer(
     if engine:
         policy = replace(policy, engine=engine(policy.model))
     config = experiment.config
-    loggers = Loggers(Job(folder, 12, config.logger, {}, print))
+    loggers = Loggers(LoggedRun(folder, 12, config.logger, {}, print))
     run = RunRecorder(folder, loggers, Checkpointer(folder, config.checkpoint, print))
     return build_trainer(experiment, run, policy, make_grpo_config(config, run.checkpoints))
 
