@@ -37,6 +37,7 @@ SETTING = "judge"  # the config group, as messages name it
 _MIN_RECENT_GROUPS = 8  # over which the share of failures is taken
 _DRAIN_SECONDS = 10.0  # to wait at the end for replies that are already paid for
 _EQUAL_SCORE = 0.5  # of attempts that look the same
+_SPEND_FIELDS = ("requests", "prompt_tokens", "completion_tokens", "usd")  # kept over attempts
 
 
 class Judge:
@@ -89,7 +90,7 @@ class Judge:
         self._last_scores = [self._pending.pop(group[0].seed).result() for group in groups]
         for group, scores in zip(groups, self._last_scores, strict=True):
             apply_scores(group, scores, self.ruler)
-        write_atomically(self._spend_file, json.dumps(self._spend()))
+        write_atomically(self._spend_file, json.dumps({"format_version": 1, **self._spend()}))
 
     def report(self, all_groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
         """Return the metrics of the groups that all processes rewarded last.
@@ -191,13 +192,13 @@ class Judge:
             spend.completion_tokens += reply["completion_tokens"]
             spend.usd += reply["usd"] or 0.0
         if self._spend_file.exists():
-            for name, value in json.loads(self._spend_file.read_text()).items():
-                setattr(spend, name, max(value, getattr(spend, name)))
+            kept = json.loads(self._spend_file.read_text())
+            for name in _SPEND_FIELDS:
+                setattr(spend, name, max(kept[name], getattr(spend, name)))
 
     def _spend(self) -> dict[str, float]:
         spend = self.client.spend
-        names = ("requests", "prompt_tokens", "completion_tokens", "usd")
-        return {name: getattr(spend, name) for name in names}
+        return {name: getattr(spend, name) for name in _SPEND_FIELDS}
 
 
 @contextmanager
@@ -236,7 +237,7 @@ def _reason_for_no_judge(config: Config, decision_file: Path) -> str:
     """
     enabled, reason = config.reward.ruler.enabled, "reward.ruler.enabled=false"
     if enabled is None and decision_file.exists():
-        enabled, reason = json.loads(decision_file.read_text()), "as when this run was begun"
+        enabled, reason = _read_decision(decision_file), "as when this run was begun"
     elif enabled is None and config.reward.credit is Credit.turn:
         enabled, reason = False, "reward.credit=turn"
     elif enabled is None:
@@ -246,8 +247,15 @@ def _reason_for_no_judge(config: Config, decision_file: Path) -> str:
         except UserError as error:
             enabled, reason = False, str(error)
     if config.reward.ruler.enabled is None and distributed.is_first():
-        write_atomically(decision_file, json.dumps(enabled))
+        decision = {"format_version": 1, "enabled": enabled}
+        write_atomically(decision_file, json.dumps(decision))
     return "" if enabled else reason
+
+
+def _read_decision(file: Path) -> bool:
+    """Return whether the run was begun with a judge; early versions wrote the bare value."""
+    decision = json.loads(file.read_text())
+    return bool(decision["enabled"] if isinstance(decision, dict) else decision)
 
 
 def _share_of_budget(config: JudgeConfig) -> JudgeConfig:
