@@ -119,7 +119,7 @@ class Server:
                     for process_id in self._connections:
                         _kill_group(process_id)
                     return None
-                else:  # its other side is closed: nobody waits for the program any more
+                elif key.data in self._connections:  # whoever asked for the program is gone
                     self._selector.unregister(key.fileobj)
                     _kill_group(key.data)
 
@@ -127,7 +127,11 @@ class Server:
         connection, _ = self._listener.accept()
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
         with connection.makefile("rb") as lines:
-            request = Request(**json.loads(lines.readline()), streams=streams)
+            line = lines.readline()
+        if not line.endswith(b"\n"):  # the client was killed meanwhile
+            connection.close()
+            return None
+        request = Request(**json.loads(line), streams=streams)
         before = signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
         process_id = os.fork()
         if process_id == 0:

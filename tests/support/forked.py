@@ -129,7 +129,9 @@ class ForkedProcess:
             }
             socket.send_fds(self._connection, [b"\n"], streams)
             self._connection.sendall(json.dumps(request).encode() + b"\n")
-            self.pid = int(self._answers.readline())
+            answer = self._answers.readline()
+            assert answer, "the fork server has ended"
+            self.pid = int(answer)
         self.stdin, self.stdout, self.stderr = (pipes.get(number) for number in range(3))
 
     def fileno(self) -> int:
