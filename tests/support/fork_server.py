@@ -210,7 +210,8 @@ def _become(request: Request, ending: Ending) -> None:
             importlib.import_module("sitecustomize")
         sys.argv[:] = words
         if is_module:
-            sys.modules.pop(words[0], None)  # runpy warns of one that is imported already
+            if not hasattr(sys.modules.get(words[0]), "__path__"):
+                sys.modules.pop(words[0], None)  # runpy warns of a module that is imported
             runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         else:
             _run_script(Path(words[0]))
