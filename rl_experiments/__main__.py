@@ -1,4 +1,4 @@
-"""`python -m rl_experiments`."""
+"""Run the command line as `python -m rl_experiments`."""
 
 import sys
 
@@ -7,5 +7,5 @@ if __name__ == "__main__":
         from rl_experiments.cli import main
 
         main()
-    except KeyboardInterrupt:  # while the imports were going on
+    except KeyboardInterrupt:  # Ctrl-C while modules are imported, before `main` can handle it
         sys.exit(130)

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 
 from environments import Environment
 from rl_experiments.config.environment import build_environment
-from rl_experiments.config.schema import register
+from rl_experiments.config.registration import register
 from rl_experiments.paths import CONF_DIR
 
 MAX_CPU_SECONDS = 0.05  # of a step

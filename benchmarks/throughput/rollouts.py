@@ -31,7 +31,7 @@ from benchmarks.models import SIZES
 from environments import Environment, training_seed
 from environments.game2048 import Game2048
 from environments.game2048.env import Rules
-from rl_experiments.config.schema import register
+from rl_experiments.config.registration import register
 from rl_experiments.inference.vllm_colocated import VllmEngine, import_vllm
 from rl_experiments.models.policy import load_policy
 from rl_experiments.paths import CONF_DIR

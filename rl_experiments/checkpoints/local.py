@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 
 from rl_experiments.checkpoints.manifest import is_complete, verify
-from rl_experiments.errors import UserError, is_storage_error, one_line
+from rl_experiments.errors import UserError, one_line
 from rl_experiments.paths import checkpoint_name
+from rl_experiments.storage.disk_errors import is_disk_error
 
 _FULL_DISK_BYTES = 1 << 20  # a disk with less free is full
 
@@ -52,7 +53,7 @@ def remove_unfinished(folder: str | Path, *, step: int, error: Exception) -> Exc
     shutil.rmtree(checkpoint, ignore_errors=True)
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, Exception) and is_storage_error(cause):
+        if isinstance(cause, Exception) and is_disk_error(cause):
             return cause
         number = re.search(r"\(os error (\d+)\)", str(cause))  # as Rust's libraries write it
         if number:

@@ -1,4 +1,4 @@
-"""The `evaluate` verb: several policies on the same unseen seeds, and the tables of it."""
+"""The `evaluate` verb: let policies play the same unseen seeds, and print how they compare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 from omegaconf import DictConfig
 
 from rl_experiments import distributed
-from rl_experiments.commands.job import task
+from rl_experiments.commands.job import job
 from rl_experiments.config.experiment import evaluation_temperature
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
@@ -22,101 +22,116 @@ from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.progress import Progress
 
 
-@task
+@job
 def evaluate(cfg: DictConfig) -> float:
-    """Evaluate one scripted policy, a model beside all of them, or what `policies` names.
+    """Evaluate what `policies` lists, or one scripted `policy`, or the model beside all of them.
 
-    Returns the win rate of the last that was asked for.
+    Returns the win rate of the last policy that was asked for.
     """
     experiment = check(cfg)
     config, environment = experiment.config, experiment.environment
-    asked = resolve_policies(config, environment)
+    policies = resolve_policies(config, environment)
     run = Run.open(cfg)
     distributed.initialize()
-    samples = config.evaluation.samples
-    evaluation = Evaluation(run.evaluation, environment, config.num_examples, samples=samples)
-    evaluation.compared = [contestant.name for contestant in asked]
+    evaluation = Evaluation(
+        run.evaluation, environment, config.num_examples, samples=config.evaluation.samples
+    )
+    evaluation.compared = [policy.name for policy in policies]
     progress = Progress()
     try:
         if not config.policies and not config.policy:
             for name in environment.baselines:
                 evaluation.evaluate_scripted(name)
-        for contestant in asked:
-            found = _play(contestant, run, evaluation, progress)
+        for policy in policies:
+            result = _evaluate(policy, run, evaluation, progress)
             evaluation.save()
     except BaseException as error:
         kept = f"the episodes played are in {run.evaluation}"
         if interrupts.caused(error):
             raise KeyboardInterrupt(f"Stopped; {kept}. Go on with: {resume_command()}") from None
         if isinstance(error, UserError) and evaluation.has_begun:
-            again = "the same command with resume=true goes on"
-            raise UserError(f"{error}; {kept}: {again}") from None
+            remedy = "the same command with resume=true goes on"
+            raise UserError(f"{error}; {kept}: {remedy}") from None
         raise
-    progress.print(evaluation.table())
-    for table in evaluation.details():
+    _print_results(evaluation, progress)
+    progress.print(f"Run folder: {run.folder}")
+    return result.win_rate.value
+
+
+def _evaluate(
+    policy: EvaluatedPolicy, run: Run, evaluation: Evaluation, progress: Progress
+) -> PolicyResult:
+    """Let the policy play the seeds of the evaluation."""
+    if policy.is_scripted:
+        return evaluation.evaluate_scripted(policy.name)
+    if policy.is_api_model:
+        return _evaluate_api_model(policy, evaluation, progress)
+    return _evaluate_local_model(policy, run, evaluation, progress)
+
+
+def _evaluate_local_model(
+    policy: EvaluatedPolicy, run: Run, evaluation: Evaluation, progress: Progress
+) -> PolicyResult:
+    from rl_experiments.models.policy import load_policy
+
+    config = policy.config
+    with progress.status("loading the model"):
+        model = load_policy(config, evaluation.environment, run.folder)
+    for note in model.notes:
+        progress.print(note)
+    rollout = model.rollout(
+        config, evaluation.environment, temperature=evaluation_temperature(config)
+    )
+    result = evaluation.evaluate_model(
+        policy.name,
+        rollout,
+        version=model.path,
+        batch_size=config.evaluation.batch_size,
+        progress=progress,
+    )
+    if model.engine is not None:
+        model.engine.close()
+    del model, rollout
+    gc.collect()  # the next policy needs the memory
+    return result
+
+
+def _evaluate_api_model(
+    policy: EvaluatedPolicy, evaluation: Evaluation, progress: Progress
+) -> PolicyResult:
+    config, model = policy.config, policy.config.model
+    client = ApiClient(
+        model, model=model.name, setting="model", journal=evaluation.api_journal(policy.name)
+    )
+    try:
+        return evaluation.evaluate_api_model(
+            policy.name,
+            client,
+            max_tokens=config.trainer.max_completion_length,
+            temperature=evaluation_temperature(config),
+            progress=progress,
+        )
+    finally:
+        progress.print(f"{model.name}: {_describe_spend(client.spend)}")
+
+
+def _describe_spend(spend: Spend) -> str:
+    parts = [f"{spend.requests} requests"]
+    if spend.retries:
+        parts.append(f"{spend.retries} of them retries")
+    if spend.reused:
+        parts.append(f"{spend.reused} answers known from before")
+    parts.append(f"{spend.tokens:,} tokens at most")
+    if spend.usd:
+        parts.append(f"{spend.usd:.4f} USD at most")
+    return ", ".join(parts)
+
+
+def _print_results(evaluation: Evaluation, progress: Progress) -> None:
+    for table in (evaluation.table(), *evaluation.details()):
         progress.print(table)
     failed = sum(result.failed for result in evaluation.results.values())
     if failed:
         progress.print(
             f"{failed} episodes failed, without a reward; play them again with: {resume_command()}"
         )
-    progress.print(f"Run folder: {run.folder}")
-    return found.win_rate.value
-
-
-def _play(
-    contestant: EvaluatedPolicy, run: Run, evaluation: Evaluation, progress: Progress
-) -> PolicyResult:
-    if contestant.is_scripted:
-        return evaluation.evaluate_scripted(contestant.name)
-    if contestant.is_api_model:
-        return _play_endpoint(contestant, evaluation, progress)
-    from rl_experiments.models.policy import load_policy
-
-    config = contestant.config
-    with progress.status("loading the model"):
-        policy = load_policy(config, evaluation.environment, run.folder)
-    for note in policy.notes:
-        progress.print(note)
-    temperature = evaluation_temperature(config)
-    result = evaluation.evaluate_model(
-        contestant.name,
-        policy.rollout(config, evaluation.environment, temperature=temperature),
-        version=policy.path,
-        batch_size=config.evaluation.batch_size,
-        progress=progress,
-    )
-    if policy.engine is not None:
-        policy.engine.close()
-    del policy
-    gc.collect()  # the next one needs the memory
-    return result
-
-
-def _play_endpoint(
-    contestant: EvaluatedPolicy, evaluation: Evaluation, progress: Progress
-) -> PolicyResult:
-    config = contestant.config
-    model = config.model
-    endpoint = ApiClient(
-        model, model=model.name, setting="model", journal=evaluation.api_journal(contestant.name)
-    )
-    try:
-        return evaluation.evaluate_api_model(
-            contestant.name,
-            endpoint,
-            max_tokens=config.trainer.max_completion_length,
-            temperature=evaluation_temperature(config),
-            progress=progress,
-        )
-    finally:
-        progress.print(f"{model.name}: {_told(endpoint.spend)}")
-
-
-def _told(meter: Spend) -> str:
-    words = [f"{meter.requests} requests"]
-    words += [f"{meter.retries} of them again"] if meter.retries else []
-    words += [f"{meter.reused} answers known from before"] if meter.reused else []
-    words += [f"{meter.prompt_tokens + meter.completion_tokens:,} tokens at most"]
-    words += [f"{meter.usd:.4f} USD at most"] if meter.usd else []
-    return ", ".join(words)

@@ -1,19 +1,32 @@
-"""What turns the failures of a job that a user can mend into a `UserError`."""
+"""Turn failures that the user can mend into one line, in a job as on the command line."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from rl_experiments.errors import UserError, one_line, what_to_tell
+from rl_experiments.config.messages import explain_config_error
+from rl_experiments.errors import UserError, one_line
+from rl_experiments.storage.disk_errors import disk_error, is_disk_error
 
 
-def task(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], float]:
-    """A job's function whose mistakes of the user end as a `UserError`, wherever it runs."""
+def user_message(error: BaseException) -> str | None:
+    """Return the line to show for an error that the user can mend.
+
+    The result is None for a fault of the program, for which the traceback should be shown.
+    """
+    if isinstance(error, OSError) and is_disk_error(error):
+        return str(disk_error(error))
+    return explain_config_error(error)
+
+
+def job(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], float]:
+    """Decorate the function of a job so that it raises `UserError` for what the user can mend.
+
+    The launcher shows the message of a `UserError` as it is, wherever the job ran.
+    """
 
     @functools.wraps(function)
     def run(cfg: DictConfig) -> float:
@@ -21,18 +34,19 @@ def task(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], floa
             return function(cfg)
         except UserError:
             raise
-        except (HydraException, OmegaConfBaseException, OSError) as error:
-            line = what_to_tell(error)
-            if line is None:
+        except Exception as error:
+            message = user_message(error) or _out_of_memory_message(error, cfg)
+            if message is None:
                 raise
-            raise UserError(line) from error
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
-                raise
-            from rl_experiments.models.memory import out_of_memory_advice
-
-            raise UserError(
-                f"{one_line(str(error)).split('. ')[0]}; {out_of_memory_advice(cfg)}"
-            ) from error
+            raise UserError(message) from error
 
     return run
+
+
+def _out_of_memory_message(error: Exception, cfg: DictConfig) -> str | None:
+    # torch.OutOfMemoryError, by its name because importing torch takes seconds.
+    if not isinstance(error, RuntimeError) or type(error).__name__ != "OutOfMemoryError":
+        return None
+    from rl_experiments.models.memory import out_of_memory_advice
+
+    return f"{one_line(str(error)).split('. ')[0]}; {out_of_memory_advice(cfg)}"

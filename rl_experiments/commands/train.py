@@ -1,27 +1,26 @@
-"""The `train` verb: baselines, the policy before, GRPO, the policy after, and the figures of it."""
+"""The `train` verb: evaluate the model, train it with GRPO, evaluate it again on the same seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, SupportsFloat
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rl_experiments import distributed
 from rl_experiments.checkpoints.local import latest_complete, step_of
-from rl_experiments.commands.job import task
-from rl_experiments.config.experiment import Experiment, evaluation_temperature
-from rl_experiments.config.schema import Config, default_model
+from rl_experiments.commands.job import job
+from rl_experiments.config.experiment import Experiment, evaluation_temperature, model_choice
+from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.evaluation.plots import plot_learning_curve
 from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.evaluation.runner import Evaluation
 from rl_experiments.inference.api_client import api_key
-from rl_experiments.judge import rewarder as judge
+from rl_experiments.judge import rewarder
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.paths import LEARNING_CURVE_FILE, VALIDATION_FOLDER
 from rl_experiments.preflight import check
@@ -32,162 +31,225 @@ from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.progress import Progress
 from rl_experiments.tracking import loggers
 
-_VALIDATION = 1 << 30  # the index of the first seed of evaluations while training
+# Evaluations while training have seeds from this index on, which the final evaluation never plays.
+_FIRST_VALIDATION_INDEX = 1 << 30
+
+TrainFunction = Callable[[DictConfig, RunRecorder], float]
 
 
-@task
+@job
 def train(cfg: DictConfig) -> float:
-    """Train a policy in Hydra's output folder. Returns its win rate on unseen seeds."""
+    """Train a policy in Hydra's output folder; return its win rate on unseen seeds.
+
+    With `trainer.target` the function that it names trains instead, and its metric is returned.
+    """
     experiment = check(cfg)
-    if is_api_model(experiment.config):
-        raise UserError(
-            f"model.base_url={experiment.config.model.base_url}: a model behind an endpoint can "
-            "be evaluated, not trained; choose another model=..."
-        )
-    loggers.check_installed(experiment.config.logger)
-    own = _function(experiment.config.trainer.target)
-    if experiment.config.reward.ruler.enabled:
-        if own is not None:
-            raise UserError("reward.ruler.enabled=true: has no effect with trainer.target")
-        api_key(experiment.config.judge, judge.SETTING)
+    config = experiment.config
+    target = _prepare(config)
     run = Run.open(cfg)
     progress = Progress()
-    progress.print(f"Model: {_model_choice(experiment.config)}")
+    progress.print(f"Model: {model_choice(config)}")
+    evaluation: Evaluation | None = None
     try:
-        with open_recorder(run, cfg, experiment.config, progress) as logged:
-            if own is not None:
-                metric = own(cfg, logged)
+        with open_recorder(run, cfg, config, progress) as recorder:
+            if target is not None:
+                metric = target(cfg, recorder)
             else:
-                evaluation = _train_and_judge(experiment, logged, progress)
-            logged.log_results()
+                evaluation = _train_with_grpo(experiment, recorder, progress)
+                metric = evaluation.results["after"].win_rate.value
+            recorder.log_results()
     except BaseException as error:
         if interrupts.caused(error):
-            raise KeyboardInterrupt(_stopped(run)) from None
+            raise KeyboardInterrupt(_stopped_message(run)) from None
         raise
-    if own is not None:
-        progress.print(f"Run folder: {run.folder}")
-        return metric
-    progress.print(evaluation.table())
-    if experiment.config.model.scratch is not None:
-        progress.print(
-            "before: made at random and warmed up on random replies, which teach the format, "
-            "no skill. What was gained after that, GRPO gained."
-        )
+    if evaluation is not None:
+        progress.print(evaluation.table())
+        if config.model.scratch is not None:
+            progress.print(
+                "before: made at random and warmed up on random replies, which teach the format, "
+                "no skill. What was gained after that, GRPO gained."
+            )
     progress.print(f"Run folder: {run.folder}")
-    return evaluation.results["after"].win_rate.value
+    return metric
 
 
-def _train_and_judge(experiment: Experiment, run: RunRecorder, progress: Progress) -> Evaluation:
-    rubric = experiment.environment.rubric
-    say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
-    with judge.open_judge(experiment.config, rubric=rubric, folder=run.folder, say=say) as found:
-        return _train(experiment, run, progress, found)
+def _prepare(config: Config) -> TrainFunction | None:
+    """Refuse what cannot be trained or logged, and return what `trainer.target` names, if any."""
+    if is_api_model(config):
+        raise UserError(
+            f"model.base_url={config.model.base_url}: a model behind an endpoint can "
+            "be evaluated, not trained; choose another model=..."
+        )
+    loggers.check_installed(config.logger)
+    target = _train_function(config.trainer.target) if config.trainer.target else None
+    if config.reward.ruler.enabled:
+        if target is not None:
+            raise UserError("reward.ruler.enabled=true: has no effect with trainer.target")
+        api_key(config.judge, rewarder.SETTING)
+    return target
 
 
-def _train(
-    experiment: Experiment, run: RunRecorder, progress: Progress, judge: Judge | None
-) -> Evaluation:
-    config, environment = experiment.config, experiment.environment
-    with progress.status("loading PyTorch and TRL"):
-        from rl_experiments.models.policy import load_policy
-        from rl_experiments.training.build import build_trainer
-        from rl_experiments.training.grpo_config import make_grpo_config
-        from rl_experiments.training.reporter import Reporter
-
-        distributed.initialize()
-        arguments = make_grpo_config(config, run.checkpoints)
-    with progress.status("loading the model (made at random and warmed up, the first time)"):
-        policy = load_policy(config, environment, run.folder, trains=True)
-    for note in policy.notes:
-        progress.print(note)
-    samples = config.evaluation.samples
-    evaluation = Evaluation(run.evaluation, environment, config.num_examples, samples=samples)
-    for name in environment.baselines:
-        evaluation.evaluate_scripted(name)
-
-    def play(
-        on: Evaluation, name: str, version: str, model: Any, progress: Progress
-    ) -> PolicyResult:
-        temperature = evaluation_temperature(config)
-        rollout = policy.rollout(config, environment, temperature=temperature, model=model)
-        size = config.evaluation.batch_size
-        return on.evaluate_model(name, rollout, version=version, batch_size=size, progress=progress)
-
-    def evaluate_policy(name: str, version: str, model: Any) -> None:
-        play(evaluation, name, version, model, progress)
-        evaluation.save()
-
-    evaluate_policy("before", "step 0", policy.model)
-    trainer = build_trainer(experiment, run, policy, arguments, judge=judge)
-    examples = config.evaluation.validation_examples
-    validation = Evaluation(
-        run.folder / VALIDATION_FOLDER, environment, examples, first=_VALIDATION
-    )
-
-    def validate(step: int) -> None:
-        with trainer.phase_timer.phase("evaluation"):
-            model, quiet = trainer.accelerator.unwrap_model(trainer.model), Progress(quiet=True)
-            result = play(validation, "validation", f"step {step}", model, quiet)
-        trainer.record("eval/win_rate", result.win_rate.value)
-        if result.reward:
-            trainer.record("eval/reward", result.reward.value)
-
-    steps = config.trainer.max_steps
-    found = run.rewind()
-    done = step_of(found) if found else 0
-    if done > steps:
-        raise UserError(f"trainer.max_steps={steps}: {run.folder} has come to step {done} already")
-    if config.resume:
-        progress.print(f"Going on from step {done}" if done else "No checkpoint: from the start")
-    with progress.phase("train step", total=steps, done=done, line_per_note=True) as advance:
-        every = config.evaluation.every_steps
-        reporter = Reporter(run, advance, validate=validate, validate_every_steps=every)
-        trainer.add_callback(reporter)
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
-    if reporter.stopped:
-        raise UserError(f"{_stopped(run)} (asked to end: its time or its budget is spent)")
-    evaluate_policy("after", f"step {steps}", trainer.accelerator.unwrap_model(trainer.model))
-    if distributed.is_first():
-        plot_learning_curve(run.metrics, evaluation, run.folder / LEARNING_CURVE_FILE)
-    return evaluation
-
-
-def _function(target: str | None) -> Callable[[DictConfig, RunRecorder], float] | None:
-    """What `trainer.target=package.module:function` names."""
-    if target is None:
-        return None
+def _train_function(target: str) -> TrainFunction:
+    """Return the function that `trainer.target=package.module:function` names."""
     module, _, name = target.partition(":")
     try:
-        found = getattr(import_module(module), name)
+        function = getattr(import_module(module), name)
     except Exception as error:
         reason = one_line(str(error)) or type(error).__name__
         raise UserError(
             f"trainer.target={target} cannot be imported: {reason}; give package.module:function"
         ) from None
 
-    def run_it(cfg: DictConfig, run: RunRecorder) -> float:
-        metric = found(cfg, run)
+    def train_and_check(cfg: DictConfig, recorder: RunRecorder) -> float:
+        metric = function(cfg, recorder)
         if not isinstance(metric, SupportsFloat):
             raise UserError(f"trainer.target={target}: returned {metric!r}; return the metric")
         return float(metric)
 
-    return run_it
+    return train_and_check
 
 
-def _model_choice(config: Config) -> str:
-    """The model's name and why it is this one."""
-    choices = HydraConfig.get().runtime.choices
-    name = config.model.name
-    if any(word.startswith("model=") for word in HydraConfig.get().overrides.task):
-        return f"{name} (from the command line)"
-    gpu, env = str(choices["gpu"]), str(choices["env"])
-    if name != default_model(gpu, env):
-        return f"{name} (from experiment={choices['experiment']})"
-    why = "gpu=local" if gpu == "local" else f"what env={env} recommends on a GPU"
-    return f"{name} ({why}; model=... chooses another)"
+def _train_with_grpo(
+    experiment: Experiment, recorder: RunRecorder, progress: Progress
+) -> Evaluation:
+    rubric = experiment.environment.rubric
+    with rewarder.open_judge(
+        experiment.config, rubric=rubric, folder=recorder.folder, say=progress.print
+    ) as judge:
+        return _GrpoRun(experiment, recorder, progress, judge).run()
 
 
-def _stopped(run: Run) -> str:
-    found = latest_complete(run.checkpoints)
-    done = f"step {step_of(found)} is kept" if found else "no checkpoint was due yet"
-    return f"Stopped; {done} in {run.folder}. Go on with: {resume_command()}"
+class _GrpoRun:
+    """One run of GRPO, with the evaluations before, while and after it trains."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        recorder: RunRecorder,
+        progress: Progress,
+        judge: Judge | None,
+    ) -> None:
+        with progress.status("loading PyTorch and TRL"):
+            from rl_experiments.models.policy import load_policy
+            from rl_experiments.training.grpo_config import make_grpo_config
+
+            distributed.initialize()
+            self._grpo_config = make_grpo_config(experiment.config, recorder.checkpoints)
+        with progress.status("loading the model (made at random and warmed up, the first time)"):
+            self._policy = load_policy(
+                experiment.config, experiment.environment, recorder.folder, trains=True
+            )
+        for note in self._policy.notes:
+            progress.print(note)
+        self._experiment = experiment
+        self._config = experiment.config
+        self._recorder = recorder
+        self._progress = progress
+        self._judge = judge
+
+    def run(self) -> Evaluation:
+        """Evaluate, train and evaluate again; return the final evaluation."""
+        from rl_experiments.training.build import build_trainer
+
+        environment, steps = self._experiment.environment, self._config.trainer.max_steps
+        evaluation = Evaluation(
+            self._recorder.evaluation,
+            environment,
+            self._config.num_examples,
+            samples=self._config.evaluation.samples,
+        )
+        for name in environment.baselines:
+            evaluation.evaluate_scripted(name)
+        self._evaluate(evaluation, "before", self._policy.model, step=0)
+        evaluation.save()
+        trainer = build_trainer(
+            self._experiment, self._recorder, self._policy, self._grpo_config, judge=self._judge
+        )
+        self._train(trainer)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        self._evaluate(evaluation, "after", model, step=steps)
+        evaluation.save()
+        if distributed.is_first():
+            figure = self._recorder.folder / LEARNING_CURVE_FILE
+            plot_learning_curve(self._recorder.metrics, evaluation, figure)
+        return evaluation
+
+    def _train(self, trainer: Any) -> None:
+        """Train from the newest checkpoint up to `trainer.max_steps`.
+
+        Raises a `UserError` if the job was asked to end before that.
+        """
+        from rl_experiments.training.reporter import Reporter
+
+        validation = Evaluation(
+            self._recorder.folder / VALIDATION_FOLDER,
+            self._experiment.environment,
+            self._config.evaluation.validation_examples,
+            first=_FIRST_VALIDATION_INDEX,
+        )
+        checkpoint_path = self._recorder.rewind()
+        done = self._steps_done(checkpoint_path)
+        steps = self._config.trainer.max_steps
+        with self._progress.phase(
+            "train step", total=steps, done=done, line_per_note=True
+        ) as advance:
+            reporter = Reporter(
+                self._recorder,
+                advance,
+                validate=lambda step: self._validate(trainer, validation, step),
+                validate_every_steps=self._config.evaluation.every_steps,
+            )
+            trainer.add_callback(reporter)
+            trainer.train(resume_from_checkpoint=str(checkpoint_path) if checkpoint_path else None)
+        if reporter.stopped:
+            message = _stopped_message(self._recorder)
+            raise UserError(f"{message} (asked to end: its time or its budget is spent)")
+
+    def _steps_done(self, checkpoint_path: Path | None) -> int:
+        """Return the optimizer steps that the checkpoint has, and show where a resume begins."""
+        done = step_of(checkpoint_path) if checkpoint_path else 0
+        steps = self._config.trainer.max_steps
+        if done > steps:
+            raise UserError(
+                f"trainer.max_steps={steps}: {self._recorder.folder} has come to step {done} "
+                "already"
+            )
+        if self._config.resume:
+            self._progress.print(
+                f"Going on from step {done}" if done else "No checkpoint: from the start"
+            )
+        return done
+
+    def _validate(self, trainer: Any, validation: Evaluation, step: int) -> None:
+        """Evaluate the policy while it trains, and add the result to its metrics."""
+        with trainer.phase_timer.phase("evaluation"):
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            result = self._evaluate(validation, "validation", model, step=step, quiet=True)
+        trainer.record("eval/win_rate", result.win_rate.value)
+        if result.reward:
+            trainer.record("eval/reward", result.reward.value)
+
+    def _evaluate(
+        self, evaluation: Evaluation, name: str, model: Any, *, step: int, quiet: bool = False
+    ) -> PolicyResult:
+        """Let the model, as it is after this optimizer step, play the seeds of the evaluation."""
+        rollout = self._policy.rollout(
+            self._config,
+            self._experiment.environment,
+            temperature=evaluation_temperature(self._config),
+            model=model,
+        )
+        return evaluation.evaluate_model(
+            name,
+            rollout,
+            version=f"step {step}",
+            batch_size=self._config.evaluation.batch_size,
+            progress=Progress(quiet=True) if quiet else self._progress,
+        )
+
+
+def _stopped_message(run: Run) -> str:
+    """Return what is kept of a run that was stopped, and the command that goes on with it."""
+    newest = latest_complete(run.checkpoints)
+    kept = f"step {step_of(newest)} is kept" if newest else "no checkpoint was due yet"
+    return f"Stopped; {kept} in {run.folder}. Go on with: {resume_command()}"

@@ -1,16 +1,20 @@
-"""How two configurations differ."""
+"""Which settings differ between two configurations."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def changed_settings(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """The settings, by full name, in which two configurations differ."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [prefix]
+def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Return the full names of the settings in which two plain configurations differ.
+
+    >>> changed_settings({"seed": 0, "gpu": {"count": 1}}, {"seed": 0, "gpu": {"count": 2}})
+    ['gpu.count']
+    """
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [prefix]
     changed = []
-    for key in [*before, *(key for key in now if key not in before)]:
+    for key in [*before, *(key for key in after if key not in before)]:
         name = f"{prefix}.{key}" if prefix else str(key)
-        changed += changed_settings(before.get(key), now.get(key), name)
+        changed += changed_settings(before.get(key), after.get(key), name)
     return changed

@@ -1,4 +1,4 @@
-"""From the `env` settings to the environment they describe."""
+"""Build the environment that the `env` settings describe."""
 
 from __future__ import annotations
 
@@ -20,22 +20,28 @@ FORMER_TARGETS = {
 
 
 def environment_class(target: str | None) -> type[Environment]:
-    """The class that `env._target_` names; refused unless it is an `Environment`."""
+    """Return the class that `env._target_` names.
+
+    Raises a `UserError` if it cannot be imported or is not a subclass of `Environment`.
+    """
     if not target:
         raise UserError("env._target_ is missing: name the environment's class in its YAML")
     try:
-        found = get_class(FORMER_TARGETS.get(target, target))
+        cls = get_class(FORMER_TARGETS.get(target, target))
     except Exception as error:
         raise UserError(
             f"env._target_={target} cannot be imported: {one_line(str(error))}"
         ) from None
-    if not issubclass(found, Environment):
-        raise UserError(f"env._target_={target} is no subclass of environments.Environment")
-    return found
+    if not issubclass(cls, Environment):
+        raise UserError(f"env._target_={target} is not a subclass of environments.Environment")
+    return cls
 
 
 def build_environment(env: Mapping[str, Any]) -> Environment:
-    """The environment of the `env` settings, each checked against the class's own fields."""
+    """Return the environment of the `env` settings, checked against the fields of its class.
+
+    Raises a `UserError` for a setting that the class does not have or whose value it refuses.
+    """
     cls = environment_class(env.get("_target_"))
     settings = {key: value for key, value in env.items() if key not in ("_target_", "name")}
     known = [field.name for field in fields(cls)]
@@ -46,15 +52,15 @@ def build_environment(env: Mapping[str, Any]) -> Environment:
             )
     try:
         typed = OmegaConf.merge(OmegaConf.structured(cls), settings)
-        built = OmegaConf.to_object(typed)
+        environment = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         reason = one_line(str(error).split("full_key:")[0])
         raise UserError(f"env.{error.full_key or '?'}: {reason}") from None
-    except ValueError as error:
+    except ValueError as error:  # from __post_init__, which refuses values
         raise UserError(one_line(str(error))) from None
-    assert isinstance(built, Environment)
+    assert isinstance(environment, Environment)
     if "random" not in cls.baselines:
         raise UserError(
             f"{cls.__name__}.baselines has no 'random' policy, which every environment needs"
         )
-    return built
+    return environment

@@ -1,4 +1,4 @@
-"""The card of a model: what it is, how it was trained, and how well it plays."""
+"""The model card of an exported checkpoint: what it is, how it was trained, how well it plays."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from rl_experiments.paths import (
 )
 from rl_experiments.storage.files import read_json_lines
 
-HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-_LICENSES = ("apache-2.0", "mit", "cc-by-nc-4.0")  # that the hub has names for
-_TOLD = ("seed", "num_examples", "env", "model", "sampler", "trainer", "reward", "evaluation")
-_DATA = ("data", "evaluation_data", "words", "held_out")  # settings of environments with data
-_METRICS = ("step", "reward", "win_rate", "eval/reward", "eval/win_rate")
-_SECRET = re.compile(r"(key|token|secret|password|credentials)$", re.IGNORECASE)
-_CARD = """\
+HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # regular expression of OWNER/NAME
+_HUB_LICENSES = ("apache-2.0", "mit", "cc-by-nc-4.0")  # others go by `license_name` on the hub
+_SHOWN_SETTINGS = (
+    *("seed", "num_examples", "env", "model", "sampler", "trainer", "reward", "evaluation"),
+)
+_DATA_SETTINGS = ("data", "evaluation_data", "words", "held_out")  # of environments with data
+_SHOWN_METRICS = ("step", "reward", "win_rate", "eval/reward", "eval/win_rate")
+_SECRET_SETTING = re.compile(r"(key|token|secret|password|credentials)$", re.IGNORECASE)
+_TEMPLATE = """\
 ---
-{front}---
+{front_matter}---
 
 # {run}, step {step}
 
@@ -61,17 +63,23 @@ Last metrics: {metrics}. Code: {code}. Versions: {versions}.
 """
 
 
-def card(source: Path, step: int, cfg: Any, *, base: str | None, name: str) -> str:
-    config: Any = OmegaConf.to_container(cfg)  # interpolations kept: they may stand for secrets
-    told = {key: _public(config[key]) for key in _TOLD if key in config}
-    env, run = told["env"], json.loads((source / RECORDS_FOLDER / RUN_FILE).read_text())
-    lines = list(read_json_lines(source / RECORDS_FOLDER / METRICS_FILE))
-    last: Any = next((r for r in reversed(lines) if "reward" in r), {})
-    git, versions = run["git"] or {}, {"python": run["python"], **run["packages"]}
-    data = ", ".join(f"{key} `{env[key]}`" for key in _DATA if env.get(key) is not None)
-    front, origin = _begun(config, base)
-    return _CARD.format(
-        front=OmegaConf.to_yaml(front),
+def model_card(checkpoint: Path, step: int, cfg: Any, *, base: str | None, name: str) -> str:
+    """Return the card of a checkpoint as Markdown with the metadata that the hub reads.
+
+    `cfg` is the configuration of its run, `base` the model that its adapter was merged into, and
+    `name` what `from_pretrained` takes to load the exported model.
+    """
+    # Interpolations are kept, because what they stand for may be secret.
+    config: Any = OmegaConf.to_container(cfg)
+    settings = {key: _public(config[key]) for key in _SHOWN_SETTINGS if key in config}
+    env = settings["env"]
+    record = json.loads((checkpoint / RECORDS_FOLDER / RUN_FILE).read_text())
+    metrics = _last_metrics(checkpoint)
+    data = ", ".join(f"{key} `{env[key]}`" for key in _DATA_SETTINGS if env.get(key) is not None)
+    front_matter, origin = _origin(config, base)
+    versions = {"python": record["python"], **record["packages"]}
+    return _TEMPLATE.format(
+        front_matter=OmegaConf.to_yaml(front_matter),
         origin=origin,
         run=config["name"],
         step=step,
@@ -80,54 +88,71 @@ def card(source: Path, step: int, cfg: Any, *, base: str | None, name: str) -> s
         tokens=config["trainer"]["max_completion_length"],
         target=env["_target_"],
         data=f"Tasks come from data: {data}." if data else "Tasks are made from seeds.",
-        evaluation=_evaluation(source.resolve().parents[1], step),
-        metrics=", ".join(f"{key} {last[key]:.4g}" for key in _METRICS if key in last) or "none",
-        code=f"commit {git.get('commit', 'unknown')}{' with changes' * bool(git.get('dirty'))}",
+        evaluation=_evaluation(checkpoint.resolve().parents[1], step),
+        metrics=", ".join(f"{k} {metrics[k]:.4g}" for k in _SHOWN_METRICS if k in metrics)
+        or "none",
+        code=_code(record["git"] or {}),
         versions=", ".join(f"{key} {value}" for key, value in versions.items() if value),
-        settings=OmegaConf.to_yaml(told),
+        settings=OmegaConf.to_yaml(settings),
     )
 
 
-def _begun(config: Mapping[str, Any], base: str | None) -> tuple[dict[str, Any], str]:
-    """The metadata that the hub reads, and what training began with."""
-    model, before = config["model"], config["checkpoint"]["path"]
-    start = base or before or model["path"] or ""
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if model["license"] in _LICENSES:
-        front["license"] = model["license"]
+def _last_metrics(checkpoint: Path) -> Mapping[str, Any]:
+    """Return the metrics of the last step that learned from rewards."""
+    records = list(read_json_lines(checkpoint / RECORDS_FOLDER / METRICS_FILE))
+    last: Mapping[str, Any] = next((r for r in reversed(records) if "reward" in r), {})
+    return last
+
+
+def _code(git: Mapping[str, Any]) -> str:
+    changes = " with changes" if git.get("dirty") else ""
+    return f"commit {git.get('commit', 'unknown')}{changes}"
+
+
+def _origin(config: Mapping[str, Any], base: str | None) -> tuple[dict[str, Any], str]:
+    """Return the metadata for the hub, and in words what training began with."""
+    model, trained_before = config["model"], config["checkpoint"]["path"]
+    start = base or trained_before or model["path"] or ""
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
+    if model["license"] in _HUB_LICENSES:
+        metadata["license"] = model["license"]
     elif model["license"] != "none":
-        front |= {"license": "other", "license_name": model["license"]}
-    how = () if config["trainer"]["target"] else ("grpo", "trl")
-    front["tags"] = ["reinforcement-learning", *how, config["env"]["name"]]
-    if start != before and re.fullmatch(HUB_NAME, start) and not Path(start).exists():
-        front["base_model"] = start
-        return front, f"[{start}](https://huggingface.co/{start})"
-    if before or not model["scratch"]:
-        return front, f"`{Path(start).name}`, a folder"
-    return front, "a model made at random, warmed up on random replies: the format, no skill"
+        metadata |= {"license": "other", "license_name": model["license"]}
+    method = () if config["trainer"]["target"] else ("grpo", "trl")
+    metadata["tags"] = ["reinforcement-learning", *method, config["env"]["name"]]
+    if start != trained_before and re.fullmatch(HUB_NAME, start) and not Path(start).exists():
+        metadata["base_model"] = start
+        return metadata, f"[{start}](https://huggingface.co/{start})"
+    if trained_before or not model["scratch"]:
+        return metadata, f"`{Path(start).name}`, a folder"
+    return metadata, "a model made at random, warmed up on random replies: the format, no skill"
 
 
-def _evaluation(job: Path, step: int) -> str:
-    """The table of the run, whose `after` is of its last step."""
-    file = job / EVALUATION_FILE
+def _evaluation(job_folder: Path, step: int) -> str:
+    """Return the table of the run's evaluation, whose policy `after` is of its last step."""
+    file = job_folder / EVALUATION_FILE
     if not file.exists():
         return "This checkpoint came without its run's evaluation."
-    told, note = (
-        json.loads(file.read_text()),
-        ["This checkpoint has not been evaluated itself.", ""],
-    )
-    episodes = job / EVALUATION_FOLDER / policy_episodes_file("after")
-    played = [record["version"] for record in read_json_lines(episodes)][:1]
-    lines = {"before": "before (step 0)", "after": f"after ({', '.join(played)})"}
-    if played == [f"step {step}"]:
-        note, lines["after"] = [], "**after: this model**"
-    rows = [(lines.get(row["policy"], row["policy"]), row["n"], row) for row in told["policies"]]
-    if "after - before" in told:
-        rows.append(("after - before", "paired", told["after - before"]))
+    results = json.loads(file.read_text())
+    episodes = job_folder / EVALUATION_FOLDER / policy_episodes_file("after")
+    versions = [record["version"] for record in read_json_lines(episodes)][:1]
+    labels = {"before": "before (step 0)", "after": f"after ({', '.join(versions)})"}
+    notes = ["This checkpoint has not been evaluated itself.", ""]
+    if versions == [f"step {step}"]:
+        labels["after"] = "**after: this model**"
+        notes = []
+    rows = [
+        (labels.get(row["policy"], row["policy"]), row["n"], row) for row in results["policies"]
+    ]
+    if "after - before" in results:
+        rows.append(("after - before", "paired", results["after - before"]))
     table = ["| policy | episodes | win rate | mean reward |", "|---|---|---|---|"]
-    for name, n, row in rows:
-        table.append(f"| {name} | {n} | {_cell(row['win_rate'])} | {_cell(row['reward'])} |")
-    return "\n".join([*note, *table, "", "95 % intervals; every policy plays the same seeds."])
+    for label, n, row in rows:
+        table.append(f"| {label} | {n} | {_cell(row['win_rate'])} | {_cell(row['reward'])} |")
+    return "\n".join([*notes, *table, "", "95 % intervals; every policy plays the same seeds."])
 
 
 def _cell(estimate: Mapping[str, float] | None) -> str:
@@ -135,13 +160,14 @@ def _cell(estimate: Mapping[str, float] | None) -> str:
 
 
 def _public(value: Any, name: str = "") -> Any:
-    """A setting without secrets, and without the folders of this machine."""
+    """Return a setting without secrets and without the folders of this machine."""
     if isinstance(value, dict):
-        return {key: _public(below, str(key)) for key, below in value.items()}
+        return {key: _public(item, str(key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [_public(below, name) for below in value]
-    if isinstance(value, str) and "${" not in value:  # which is not resolved
-        if _SECRET.search(name):
-            return "left out"
-        return Path(value).name if Path(value).is_absolute() else value
-    return value
+        return [_public(item, name) for item in value]
+    is_interpolation = isinstance(value, str) and "${" in value
+    if not isinstance(value, str) or is_interpolation:
+        return value
+    if _SECRET_SETTING.search(name):
+        return "left out"
+    return Path(value).name if Path(value).is_absolute() else value

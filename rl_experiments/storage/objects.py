@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
-from rl_experiments.errors import UserError, is_storage_error, storage_error
+from rl_experiments.errors import UserError
 from rl_experiments.retry import RetryPolicy
+from rl_experiments.storage.disk_errors import disk_error, is_disk_error
 from rl_experiments.storage.files import write_atomically
 
 _PATIENCE_SECONDS = 60.0
@@ -165,7 +166,7 @@ class ObjectStore:
             raise
         except Exception as error:
             if self.is_remote and _is_of_local_disk(error):
-                raise storage_error(error) from error
+                raise disk_error(error) from error
             raise UserError(f"{self.label}: {prefix}{reason_of(error)}") from error
 
     def _wait_for(self, result: Any, limit_seconds: float) -> Any:
@@ -263,9 +264,9 @@ def _is_final(error: Exception) -> bool:
     if code:
         # After the first RequestTimeTooSkewed, botocore has corrected for the clock by itself.
         return code in (*_CONDITION_CODES, "RequestTimeTooSkewed")
-    return is_storage_error(error) or "Credentials" in type(error).__name__
+    return is_disk_error(error) or "Credentials" in type(error).__name__
 
 
 def _is_of_local_disk(error: Exception) -> TypeGuard[OSError]:
     """Return whether it is this machine's disk that fails, and not the store."""
-    return is_storage_error(error) and not error_code(error)
+    return is_disk_error(error) and not error_code(error)

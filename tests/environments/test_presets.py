@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from rl_experiments.config.schema import register
+from rl_experiments.config.registration import register
 from rl_experiments.paths import CONF_DIR
 
 PRESETS = sorted(file.stem for file in (CONF_DIR / "preset").glob("*.yaml"))

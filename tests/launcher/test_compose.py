@@ -15,7 +15,7 @@ from hydra_modal_jobs.jobs.compose import SweepLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from environments.bfcl_single_turn import official
-from rl_experiments.config.schema import register
+from rl_experiments.config.registration import register
 from rl_experiments.paths import CONF_DIR
 
 JOBS = [

@@ -25,7 +25,7 @@ from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.secrets import Secrets
 
 from rl_experiments.commands.train import train
-from rl_experiments.config import schema
+from rl_experiments.config.registration import register
 from rl_experiments.paths import CONF_DIR
 from tests.fakes.control_plane import ControlPlane
 from tests.support.paths import CHECKOUT
@@ -34,7 +34,7 @@ from tests.support.program import Program
 
 @pytest.fixture
 def context() -> Iterator[HydraContext]:
-    schema.register()
+    register()
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         loader = GlobalHydra.instance().config_loader()
         from hydra._internal.callbacks import Callbacks

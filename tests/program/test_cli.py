@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import evaluation_seed
 from environments.game2048 import Game2048
-from rl_experiments.config.schema import TrainerConfig, register
+from rl_experiments.config.registration import register
+from rl_experiments.config.schema import TrainerConfig
 from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from rl_experiments.stats.intervals import rate

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from environments.wordle import Wordle
-from rl_experiments.config.schema import register
+from rl_experiments.config.registration import register
 from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from tests.environments.wordle.playing import started

@@ -20,7 +20,7 @@ from environments.game2048 import Game2048
 from environments.wordle import Wordle
 from rl_experiments.audit.environment import EnvironmentAudit
 from rl_experiments.commands.audit import audit
-from rl_experiments.config import schema
+from rl_experiments.config.registration import register
 from rl_experiments.errors import UserError
 
 MISSING = ""
@@ -294,7 +294,7 @@ def test_function_calls_pass() -> None:
 
 
 def test_the_verb_prints_a_table_and_fails_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    schema.register()
+    register()
     audit(["env=wordle", "num_examples=40"])
     shown = capsys.readouterr().out
     assert "name=wordle words=tiny" in shown and "no fault found" in shown

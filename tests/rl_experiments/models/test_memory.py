@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from rl_experiments.commands.job import task
-from rl_experiments.config.schema import Config, VllmMode, register
+from rl_experiments.commands.job import job
+from rl_experiments.config.registration import register
+from rl_experiments.config.schema import Config, VllmMode
 from rl_experiments.config.schema import LoraConfig as LoraSettings
 from rl_experiments.errors import UserError
 from rl_experiments.models.memory import MemoryPlan, out_of_memory_advice, plan_memory
@@ -253,7 +254,7 @@ def test_an_evaluation_needs_no_room_for_an_update() -> None:
 
 
 def test_an_out_of_memory_error_names_the_settings_to_change() -> None:
-    @task
+    @job
     def fails(cfg: DictConfig) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 

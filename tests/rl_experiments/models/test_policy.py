@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra import compose, initialize_config_dir
 
-from rl_experiments.config.schema import register
+from rl_experiments.config.registration import register
 from rl_experiments.models.policy import without_effect
 from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check

@@ -17,7 +17,7 @@ from environments import Step
 from environments.game2048 import Game2048
 from rl_experiments.checkpoints.checkpointer import Checkpointer
 from rl_experiments.config.experiment import Experiment
-from rl_experiments.config.schema import register
+from rl_experiments.config.registration import register
 from rl_experiments.errors import UserError
 from rl_experiments.inference.sampler import Engine, Sampler
 from rl_experiments.inference.transformers_sampler import TransformersSampler

@@ -1,0 +1,39 @@
+"""The one place that changes a private part of Hydra; it was written for Hydra 1.3.8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+_HYDRA_VERSION = "1.3.8"
+_METHOD = "_parse_overrides_and_create_caching_repo"
+
+
+@contextmanager
+def fast_help() -> Iterator[None]:
+    """Make `--help` answer in half the time within this context, with the same text.
+
+    To list the choices of a group, Hydra copies all configs that it has read so far, once more for
+    each group. Here it copies them once. With another version of Hydra, nothing is changed.
+    """
+    original = getattr(ConfigLoaderImpl, _METHOD, None)
+    if hydra.__version__ != _HYDRA_VERSION or original is None:
+        yield
+        return
+    parsed: dict[tuple[str | None, ...], Any] = {}
+
+    def parse_once(loader: ConfigLoaderImpl, config_name: str | None, overrides: list[str]) -> Any:
+        key = (config_name, *overrides)
+        if key not in parsed:
+            parsed[key] = original(loader, config_name, overrides)
+        return parsed[key]
+
+    setattr(ConfigLoaderImpl, _METHOD, parse_once)
+    try:
+        yield
+    finally:
+        setattr(ConfigLoaderImpl, _METHOD, original)

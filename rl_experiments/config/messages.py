@@ -1,0 +1,107 @@
+"""Put what Hydra and OmegaConf say in several lines into one line that names the setting."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra_modal_jobs.errors import JobFailed, LaunchRefused
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rl_experiments.errors import UserError, did_you_mean, one_line
+
+
+def explain_config_error(error: BaseException) -> str | None:
+    """Return one line for an error of Hydra or OmegaConf; the setting's name comes first.
+
+    Errors that are written for the user already, by this program or by its launcher, are returned
+    as they are. The result is None for an error of anything else.
+    """
+    if isinstance(error, UserError | JobFailed | LaunchRefused):
+        return str(error)
+    if isinstance(error, AssertionError):
+        return _override_inside_null(error)
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    chain = _with_causes(error)
+    override = _first_attribute(chain, "override")
+    if override:
+        return f"{override}: cannot be read; quote it, or see Hydra's override grammar"
+    text = "\n".join(map(str, chain))
+    for pattern, message in _MESSAGES:
+        match = re.search(pattern, text, re.DOTALL)
+        if match:
+            return message(match, chain)
+    parts = [str(cause).split("Config search path")[0] for cause in chain]
+    return one_line(": ".join(dict.fromkeys(parts)))
+
+
+def _override_inside_null(error: AssertionError) -> str | None:
+    """Explain the assertion that `OmegaConf.update` makes where it should raise an error.
+
+    It fails for `model.scratch.hidden_size=8` where `model.scratch` is null.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or frames[-1].f_code is not OmegaConf.update.__code__:
+        return None
+    key = str(frames[-1].f_locals["key"])
+    return f"{key}: {key.rpartition('.')[0]} is null in this configuration, so it has no settings"
+
+
+def _with_causes(error: BaseException) -> list[BaseException]:
+    """Return the error, what caused it, what caused that, and so on."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
+
+
+def _first_attribute(chain: Sequence[BaseException], name: str) -> Any:
+    """Return the first value of this attribute in the chain that is not empty."""
+    values = (getattr(error, name, None) for error in chain)
+    return next((value for value in values if value), None)
+
+
+def _no_such_choice(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    group, _, choice = match["path"].rpartition("/")
+    choices = _first_attribute(chain, "options") or []
+    return f"{group}={choice}: no such choice{did_you_mean(choice, choices)}"
+
+
+def _no_such_setting(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    key = match["key"]
+    parent, _, leaf = key.rpartition(".")
+    siblings = [str(name) for name in _first_attribute(chain, "parent_node") or []]
+    hint = did_you_mean(leaf, siblings)
+    if parent and "did you mean " in hint:
+        hint = hint.replace("did you mean ", f"did you mean {parent}.")
+    if key.startswith("trainer.extra."):
+        hint = f"; to pass it to TRL write +{key}=..."
+    return f"{key}: no such setting{hint}"
+
+
+def _missing_value(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    return f"{match['key']}: a value is missing; give {match['key']}=..."
+
+
+def _wrong_value(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    return f"{match['key']}: {one_line(match['reason'])}"
+
+
+# What the libraries say, and the function that says it in one line; the first match counts.
+_MESSAGES: tuple[tuple[str, Callable[[re.Match[str], Sequence[BaseException]], str]], ...] = (
+    (r"Could not find '(?P<path>[\w./@-]+/[^']+)'", _no_such_choice),
+    (r"Could not override '(?P<key>[^']+)'", _no_such_setting),
+    (r"Key '[^']*' (?:not in|is not in) .*?full_key: (?P<key>\S+)", _no_such_setting),
+    (r"Missing mandatory value: (?P<key>\S+)", _missing_value),
+    (
+        r"(?P<reason>Value .*?|Invalid value .*?|Unsupported .*?)\n\s+full_key: (?P<key>\S+)",
+        _wrong_value,
+    ),
+)

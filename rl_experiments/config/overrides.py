@@ -1,0 +1,59 @@
+"""The overrides of a command line, read by Hydra's own grammar."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from rl_experiments.paths import CONF_DIR
+
+
+def override_texts(overrides: Sequence[str]) -> dict[str, str]:
+    """Return what each override sets: the text after its `=`, by the name of the setting or group.
+
+    Overrides that Hydra cannot parse are left out; Hydra reports them when it composes.
+
+    >>> override_texts(["env=game2048,wordle", "++seed=3", "~logger"])
+    {'env': 'game2048,wordle', 'seed': '3', 'logger': ''}
+    """
+    parser = OverridesParser.create()
+    texts = {}
+    for word in overrides:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            continue
+        texts[override.key_or_group] = word.partition("=")[2]
+    return texts
+
+
+def expand_shorthand(override: str) -> str:
+    """Return the override with its full name and with the present name of an environment.
+
+    `checkpoint=X` stands for `checkpoint.path=X`. An environment may be spelled as the verifiers
+    library does: `env=vf-wordle` is `env=wordle`.
+    """
+    group, _, value = override.partition("=")
+    if group == "checkpoint":
+        return f"checkpoint.path={value}"
+    if group == "env":
+        return f"env={','.join(_present_name(name) for name in value.split(','))}"
+    return override
+
+
+def _present_name(environment: str) -> str:
+    """Return the name in conf/env for a spelling of the verifiers library."""
+    name = re.sub(r"^vf[-_]", "", environment.lower()).replace("-", "_")
+    if _is_in_conf(environment) or not _is_in_conf(name):
+        return environment
+    if name == "tool_test" and environment != "tool-test":
+        print(f"env={environment}: an old name; it is tool_test now", file=sys.stderr)
+    return name
+
+
+def _is_in_conf(environment: str) -> bool:
+    return (CONF_DIR / "env" / f"{environment}.yaml").is_file()
