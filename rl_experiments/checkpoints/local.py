@@ -58,7 +58,7 @@ def remove_unfinished(folder: str | Path, *, step: int, error: Exception) -> Exc
         number = re.search(r"\(os error (\d+)\)", str(cause))  # as Rust's libraries write it
         if number:
             return OSError(int(number[1]), os.strerror(int(number[1])), str(checkpoint))
-        if "PytorchStreamWriter" in str(cause):
+        if re.search(r"PytorchStreamWriter|inline_container", str(cause)):
             return evident or UserError(
                 f"{checkpoint} could not be written: {one_line(str(cause))[:200]}; see to the "
                 "disk, then run the same command with resume=true"

@@ -93,7 +93,8 @@ def test_a_checkpoint_that_could_not_be_written_leaves_the_systems_own_error(
     assert error_for(RuntimeError("writing failed"), cause=full) is full
     rust = error_for(ValueError("I/O error: No space left on device (os error 28)"))
     assert isinstance(rust, OSError) and rust.errno == 28
-    torch = error_for(RuntimeError("PytorchStreamWriter failed writing file data/0"))
-    assert isinstance(torch, UserError) and "PytorchStreamWriter failed writing" in str(torch)
+    for words in ("PytorchStreamWriter failed writing file", "inline_container.cc: unexpected pos"):
+        torch = error_for(RuntimeError(words))
+        assert isinstance(torch, UserError) and words in str(torch)
     other = RuntimeError("no write at all")
     assert error_for(other) is other
