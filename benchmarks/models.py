@@ -36,8 +36,9 @@ from rl_experiments.models.tiny import (
 )
 from rl_experiments.models.tiny_tokenizer import texts_of, word_tokenizer
 from rl_experiments.paths import cache_folder
-from rl_experiments.rollout.episodes import Trajectory, visible
+from rl_experiments.rollout.episode import visible_turns
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
+from rl_experiments.rollout.types import Trajectory
 from rl_experiments.training.samples import trajectory_to_samples
 
 # The sizes of Qwen2.5. `small` is for trying the benchmarks on a CPU.
@@ -135,12 +136,12 @@ def _examples(
     chats = RendererCache(tokenizer)
     for number, episode in enumerate(episodes):
         exchanges: list[ChatTurn] = []
-        chat = chats.of(episode.system_prompt, episode.tools)
+        chat = chats.get(episode.system_prompt, episode.tools)
         if number % WHOLE_EPISODE_EVERY:
             del episode.turns[SHORT_EPISODE_TURNS:]
         for turn in episode.turns:
             exchanges.append(ChatTurn(turn.observation, turn.role))
-            turn.prompt_ids = chat.prompt(visible(exchanges, environment))
+            turn.prompt_ids = chat.prompt(visible_turns(exchanges, environment))
             turn.reply_ids = chat.reply_ids(turn.reply)
             exchanges[-1] = ChatTurn(turn.observation, turn.role, turn.reply_ids)
         for sample in trajectory_to_samples(episode, [0.0] * len(episode.turns)):

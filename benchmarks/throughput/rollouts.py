@@ -36,7 +36,9 @@ from rl_experiments.inference.vllm_colocated import VllmEngine, import_vllm
 from rl_experiments.models.policy import load_policy
 from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
-from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory
+from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.runner import RolloutRunner
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 
 REPEATS = 3
 GROUP_SIZE = 6  # episodes with the same start
@@ -216,11 +218,11 @@ def lock_step(rollout: RolloutRunner, generation: Generation, tasks: Sequence[Ep
     playing = [Episode(rollout.environment, task) for task in tasks]
     tokens = 0
     while playing:
-        prompts = [e.chat(rollout.chats).prompt(e.exchanges()) for e in playing]
+        prompts = [e.renderer(rollout.renderers).prompt(e.visible_turns()) for e in playing]
         _, replies, _, _ = generation.generate(prompts, None, num_generations=1)
         for episode, reply_ids in zip(playing, replies, strict=True):
             tokens += len(reply_ids)
-            episode.reply(episode.chat(rollout.chats).reply_text(reply_ids), reply_ids)
+            episode.reply(episode.renderer(rollout.renderers).reply_text(reply_ids), reply_ids)
         playing = [episode for episode in playing if not episode.over]
     return tokens
 

@@ -32,7 +32,7 @@ from rl_experiments.audit.timed_play import (
 from rl_experiments.config.schema import Credit
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.rollout.advantages import rewards_vary
-from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate, format_estimate
 

@@ -14,7 +14,7 @@ from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError
 from rl_experiments.judge.prompt import GroupPrompt, build_prompt
 from rl_experiments.judge.scoring import GroupScores
-from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 
 _MIN_ATTEMPTS = 8  # in a group, about; at least one of each baseline
 _MAX_TURNS = 5000

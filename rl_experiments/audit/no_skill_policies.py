@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from rl_experiments.audit.timed_play import EpisodePolicy
-from rl_experiments.rollout.episodes import Episode, Trajectory
+from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.types import Trajectory
 
 _LONG_REPLY_CHARS = 20_000  # about as many as 4096 tokens have
 _MAX_RANDOM_BYTES = 2000

@@ -11,7 +11,8 @@ from random import Random
 from typing import NamedTuple
 
 from environments import End, Environment, ScriptedPolicy
-from rl_experiments.rollout.episodes import Episode, EpisodeSpec, Trajectory
+from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Estimate
 

@@ -15,7 +15,8 @@ from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.preflight import compose_and_check
-from rl_experiments.rollout.episodes import Episode, EpisodeSpec
+from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.types import EpisodeSpec
 
 _PAUSE_SECONDS = 0.5  # between the turns of a policy that is watched in a terminal
 

@@ -19,7 +19,9 @@ from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.inference.api_client import ApiClient
 from rl_experiments.paths import SECONDS_FILE, policy_episodes_file, policy_replies_file
 from rl_experiments.rollout.api_episodes import play as play_api_episodes
-from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner, Trajectory, play_scripted
+from rl_experiments.rollout.episode import play_scripted
+from rl_experiments.rollout.runner import RolloutRunner
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 from rl_experiments.storage.files import (
     append_json_lines,
     keep_json_lines,

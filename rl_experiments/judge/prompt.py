@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from rl_experiments.judge.parsing import parse_scores
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
 
 DEFAULT_RUBRIC = """\
 An attempt that reaches the goal scores far above one that does not.

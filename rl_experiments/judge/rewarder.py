@@ -30,7 +30,7 @@ from rl_experiments.paths import (
     judge_answers_file,
     judge_spending_file,
 )
-from rl_experiments.rollout.episodes import Trajectory, Turn
+from rl_experiments.rollout.types import Trajectory, Turn
 from rl_experiments.storage.files import read_json_lines, write_atomically
 
 SETTING = "judge"  # the config group, as messages name it

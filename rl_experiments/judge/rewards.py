@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 
 from rl_experiments.config.schema import Fallback, RulerConfig
 from rl_experiments.judge.scoring import GroupScores
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
 from rl_experiments.stats.rank_correlation import spearman
 
 

@@ -30,8 +30,8 @@ from rl_experiments.models.memory import MemoryPlan, plan_memory
 from rl_experiments.models.memory_needs import BYTES_PER_GIB, ModelDims
 from rl_experiments.models.tiny import best_device
 from rl_experiments.paths import VLLM_LOG_FILE
-from rl_experiments.rollout.episodes import RolloutRunner
 from rl_experiments.rollout.renderer import RendererCache
+from rl_experiments.rollout.runner import RolloutRunner
 
 _ERROR_CHARACTERS_SHOWN = 300
 
@@ -65,7 +65,7 @@ class Policy:
             sampler = TransformersSampler(played, pad_token_id=pad_token_id, **settings)
         return RolloutRunner(
             environment=environment,
-            chats=RendererCache(self.tokenizer),
+            renderers=RendererCache(self.tokenizer),
             sampler=sampler,
             max_new_tokens=config.trainer.max_completion_length,
             max_length=config.model.max_length,

@@ -18,8 +18,9 @@ from environments import Environment, training_seed
 from rl_experiments.config.schema import ScratchConfig
 from rl_experiments.models.tiny_tokenizer import texts_of, word_tokenizer
 from rl_experiments.paths import cache_folder
-from rl_experiments.rollout.episodes import EpisodeSpec, Trajectory, play_scripted, visible
+from rl_experiments.rollout.episode import play_scripted, visible_turns
 from rl_experiments.rollout.renderer import ChatTurn, RendererCache
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 from rl_experiments.storage.files import atomic_path
 
 _VERSION = 1  # to be raised when the same settings would give another model
@@ -82,11 +83,11 @@ def turn_examples(
     examples = []
     for episode in episodes:
         history: list[ChatTurn] = []
-        renderer = renderers.of(episode.system_prompt, episode.tools)
+        renderer = renderers.get(episode.system_prompt, episode.tools)
         for turn in episode.turns:
             history.append(ChatTurn(turn.observation, turn.role))
             reply = renderer.reply_ids(turn.reply)
-            prompt = renderer.prompt(visible(history, environment))
+            prompt = renderer.prompt(visible_turns(history, environment))
             examples.append(Example(prompt + reply, [IGNORED] * len(prompt) + reply))
             history[-1] = ChatTurn(turn.observation, turn.role, reply)
     return examples

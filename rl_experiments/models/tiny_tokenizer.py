@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
 
 _START, _END, _PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 # ChatML, as Qwen2.5 and Qwen3 write it for plain messages.

@@ -1,4 +1,4 @@
-"""From groups of trajectories to the rows that a training step takes."""
+"""The advantage of each turn, from the rewards of a group (GRPO)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from rl_experiments.config.schema import Credit
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
+
+_MIN_DEVIATION = 1e-4  # added to a standard deviation before it divides, as in TRL
+_ZERO_ADVANTAGE = 1e-9  # smaller ones are rounding errors
 
 
 def returns_to_go(rewards: Sequence[float], gamma: float) -> list[float]:
-    """G_t = r_t + gamma G_{t+1} (Sutton and Barto, Reinforcement Learning, eq. 3.9)."""
+    """Return G_t = r_t + gamma G_{t+1} (Sutton and Barto, Reinforcement Learning, eq. 3.9)."""
     total = 0.0
-    out = []
+    returns = []
     for reward in reversed(rewards):
         total = reward + gamma * total
-        out.append(total)
-    return out[::-1]
+        returns.append(total)
+    return returns[::-1]
 
 
 def turn_advantages(
@@ -25,45 +28,47 @@ def turn_advantages(
     credit: Credit,
     gamma: float,
     scale_rewards: str,
-    everyones: Sequence[Sequence[Trajectory]] | None = None,
+    all_groups: Sequence[Sequence[Trajectory]] | None = None,
 ) -> list[list[list[float]]]:
-    """One advantage for each turn of each trajectory of each group.
+    """Return one advantage for each turn of each trajectory of each group.
 
-    `episode`: the reward minus the group's mean (GRPO, arXiv:2402.03300, section 4.1.2), the same
-    for all turns. `turn`: the return-to-go minus the mean, at the same turn, of the group's members
-    that reach it. `scale_rewards` divides by the standard deviation of the group, of the batch, or
-    by nothing ("none"), as in TRL; the batch is `everyones` groups, where several processes play.
-    A failed trajectory has advantage 0 and counts in no mean.
+    With credit `episode` it is the reward minus the group's mean (GRPO, arXiv:2402.03300, section
+    4.1.2), the same for all turns; with `turn`, the return-to-go minus the mean of those members of
+    the group that reach this turn. `scale_rewards` divides by the standard deviation of the group,
+    of the batch, or by nothing ("none"), as in TRL. The batch is `all_groups`, those of all
+    processes. A failed trajectory has advantage 0 and counts in no mean.
     """
-    # With one value an episode, long episodes must not weigh more in the deviation.
+    # An episode with one value for all turns counts once, or long ones would weigh more.
     counted = slice(1) if credit is Credit.episode else slice(None)
 
     def deviation(group: Sequence[Sequence[float]]) -> float:
         return _deviation([a for values in group for a in values[counted]])
 
     centred = [_centred(group, credit, gamma) for group in groups]
-    whole = centred if everyones is None else [_centred(g, credit, gamma) for g in everyones]
-    batch = deviation([values for group in whole for values in group])
+    everything = centred if all_groups is None else [_centred(g, credit, gamma) for g in all_groups]
+    batch_deviation = deviation([values for group in everything for values in group])
     scaled = []
     for group in centred:
-        scale = {"none": 1.0, "batch": batch, "group": deviation(group)}[scale_rewards]
+        scales = {"none": 1.0, "batch": batch_deviation, "group": deviation(group)}
+        scale = scales[scale_rewards]
         scaled.append([[a / scale for a in values] for values in group])
     return [
         [
             values or [0.0] * len(trajectory.turns)
-            for values, trajectory in zip(values_of_group, group, strict=True)
+            for values, trajectory in zip(group_values, group, strict=True)
         ]
-        for values_of_group, group in zip(scaled, groups, strict=True)
+        for group_values, group in zip(scaled, groups, strict=True)
     ]
 
 
 def rewards_vary(group: Sequence[Trajectory], *, credit: Credit, gamma: float) -> bool:
-    """Whether a group carries any signal: some advantage in it is not zero."""
-    return any(abs(a) > 1e-9 for values in _centred(group, credit, gamma) for a in values)
+    """Tell whether a group can teach anything: some advantage in it is not zero."""
+    centred = _centred(group, credit, gamma)
+    return any(abs(a) > _ZERO_ADVANTAGE for values in centred for a in values)
 
 
 def _centred(group: Sequence[Trajectory], credit: Credit, gamma: float) -> list[list[float]]:
-    """The worth of each turn minus its baseline; nothing for a failed episode."""
+    """Return the value of each turn minus its baseline; an empty list for a failed episode."""
     if credit is Credit.episode:
         rewards = [t.reward for t in group if t.reward is not None]
         mean = fmean(rewards) if rewards else 0.0
@@ -78,4 +83,4 @@ def _centred(group: Sequence[Trajectory], credit: Credit, gamma: float) -> list[
 
 
 def _deviation(values: Sequence[float]) -> float:
-    return (stdev(values) if len(values) > 1 else 0.0) + 1e-4
+    return (stdev(values) if len(values) > 1 else 0.0) + _MIN_DEVIATION

@@ -13,7 +13,8 @@ from rl_experiments.errors import UserError
 from rl_experiments.inference.api_client import ApiClient
 from rl_experiments.inference.api_errors import ApiError
 from rl_experiments.inference.api_reply import ApiReply, ToolCall
-from rl_experiments.rollout.episodes import Episode, EpisodeSpec, Trajectory
+from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 
 _MAX_FAILURES_IN_A_ROW = 20  # requests that failed for good: the service itself is at fault
 _DRAIN_SECONDS = 10.0  # for the replies under way when the evaluation is stopped

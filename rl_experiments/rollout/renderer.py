@@ -1,4 +1,4 @@
-"""An episode as tokens: the chat template in segments, so that no reply is tokenised again."""
+"""Episodes as tokens: the chat template cut into segments, so that no reply is tokenised again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,11 +18,19 @@ _FIRST, _REPLY, _NEXT = "\x01first\x01", "\x01reply\x01", "\x01next\x01"
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """One observation with the reply's own tokens; the last of a prompt has no reply yet."""
+    """One observation and the tokens of the reply to it; the last of a prompt has no reply yet."""
 
     observation: str
     role: str = "user"
     reply_ids: Sequence[int] = ()
+
+
+class _Segments(NamedTuple):
+    """The template's tokens around an observation that follows a reply."""
+
+    before: list[int]  # the observation, if the reply ended with EOS
+    before_after_cut: list[int]  # the observation, if the reply was cut off: closes it first
+    after: list[int]  # the observation; the next reply begins here
 
 
 @dataclass
@@ -32,70 +40,69 @@ class Renderer:
     tokenizer: PreTrainedTokenizerBase
     system_prompt: str = ""
     tools: list[dict[str, Any]] | None = None
-    _around: dict[str, tuple[list[int], list[int], list[int]]] = field(default_factory=dict)
+    _segments: dict[str, _Segments] = field(default_factory=dict)  # by role of the observation
 
     def __post_init__(self) -> None:
         head, tail = self._render([{"role": "user", "content": _FIRST}]).split(_FIRST)
         self._head, self._tail = self._encode(head), self._encode(tail)
-        # One lookup of these costs a microsecond, and a prompt may walk through hundreds of turns.
+        # Looking these up costs a microsecond, and a prompt may walk through hundreds of turns.
         self._eos = self.tokenizer.eos_token_id
-        self._backend = getattr(self.tokenizer, "backend_tokenizer", None)  # a slow one has none
-        # An observation is part of the prompts of all the turns that still see it: that is the
-        # whole of some scores of episodes where the history is shown in full.
-        self._encoded = lru_cache(maxsize=32768)(self._encode_plain)
-        # Where replies are moves there are few of them.
-        self._decoded = lru_cache(maxsize=8192)(self._decode_plain)
+        self._backend = getattr(self.tokenizer, "backend_tokenizer", None)  # slow ones have none
+        # An observation is part of the prompt of every turn that still shows it. The cache holds
+        # dozens of whole episodes where the full history is shown.
+        self._encode_text = lru_cache(maxsize=32768)(self._encode_text_uncached)
+        # Where replies are moves of a game there are few different ones.
+        self._decode = lru_cache(maxsize=8192)(self._decode_uncached)
 
-    def prompt(self, exchanges: Sequence[ChatTurn]) -> list[int]:
-        """Tokens up to the point where the reply to the last exchange begins."""
-        ids = [*self._head, *self._encoded(exchanges[0].observation), *self._tail]
-        for before, exchange in pairwise(exchanges):
-            self._follow(ids, before, exchange)
+    def prompt(self, turns: Sequence[ChatTurn]) -> list[int]:
+        """Return the tokens up to the point where the reply to the last turn begins."""
+        ids = [*self._head, *self._encode_text(turns[0].observation), *self._tail]
+        for before, turn in pairwise(turns):
+            self._append(ids, before, turn)
         return ids
 
-    def following(
-        self, prompt_ids: Sequence[int], before: ChatTurn, exchange: ChatTurn
-    ) -> list[int]:
-        """The prompt of a turn from that of the turn before it, of which all is shown."""
+    def extend(self, prompt_ids: Sequence[int], before: ChatTurn, turn: ChatTurn) -> list[int]:
+        """Extend the prompt of the turn before to that of `turn`.
+
+        This is the prompt only where the full history is shown.
+        """
         ids = list(prompt_ids)
-        self._follow(ids, before, exchange)
+        self._append(ids, before, turn)
         return ids
-
-    def _follow(self, ids: list[int], before: ChatTurn, exchange: ChatTurn) -> None:
-        reply_ids = before.reply_ids
-        opening, closing_too, tail = self._around.get(exchange.role) or self._role(exchange.role)
-        ids += reply_ids
-        ids += opening if reply_ids and reply_ids[-1] == self._eos else closing_too
-        ids += self._encoded(exchange.observation)
-        ids += tail
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of plain text; what looks like a special token stays text."""
-        return list(self._encoded(text))
+        """Return the tokens of plain text; what looks like a special token stays text."""
+        return list(self._encode_text(text))
 
     def reply_ids(self, text: str) -> list[int]:
-        """The tokens of a finished reply with this text."""
+        """Return the tokens of a finished reply with this text."""
         return [*self.encode_text(text), self._eos]
 
     def reply_text(self, reply_ids: Sequence[int]) -> str:
-        return self._decoded(tuple(reply_ids))
+        """Return the text of a reply, without special tokens."""
+        return self._decode(tuple(reply_ids))
 
-    def _role(self, role: str) -> tuple[list[int], list[int], list[int]]:
-        """What stands around an observation of this role that follows a reply.
+    def _append(self, ids: list[int], before: ChatTurn, turn: ChatTurn) -> None:
+        """Append the reply of the turn before and the observation of `turn` to a prompt."""
+        reply_ids = before.reply_ids
+        segments = self._segments.get(turn.role) or self._segments_of(turn.role)
+        is_closed = reply_ids and reply_ids[-1] == self._eos
+        ids += reply_ids
+        ids += segments.before if is_closed else segments.before_after_cut
+        ids += self._encode_text(turn.observation)
+        ids += segments.after
 
-        Before it where the reply has ended, before it where the reply was cut and is closed first,
-        and after it.
-        """
+    def _segments_of(self, role: str) -> _Segments:
         messages = [
             {"role": "user", "content": _FIRST},
             {"role": "assistant", "content": _REPLY},
             {"role": role, "content": _NEXT},
         ]
-        before, after = self._render(messages).split(_REPLY)[1].split(_NEXT)
-        closed = self._encode(before)
-        opening = closed[closed.index(self._eos) + 1 :] if self._eos in closed else closed
-        self._around[role] = opening, closed, self._encode(after)
-        return self._around[role]
+        before_text, after_text = self._render(messages).split(_REPLY)[1].split(_NEXT)
+        closing = self._encode(before_text)
+        before = closing[closing.index(self._eos) + 1 :] if self._eos in closing else closing
+        self._segments[role] = _Segments(before, closing, self._encode(after_text))
+        return self._segments[role]
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         if self.system_prompt:
@@ -105,32 +112,33 @@ class Renderer:
         )
         return str(rendered)
 
-    def _encode_plain(self, text: str) -> tuple[int, ...]:
+    def _encode_text_uncached(self, text: str) -> tuple[int, ...]:
         if self._backend is None:
             encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
             return tuple(encoded["input_ids"])
-        # Half the time of the call above, which sets these for itself whenever it is made.
+        # Takes half the time of the call above, which sets these three at every call.
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def _decode_plain(self, ids: tuple[int, ...]) -> str:
+    def _decode_uncached(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _encode(self, text: str) -> list[int]:
+        """Return the tokens of a part of the template, whose special tokens count as such."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class RendererCache:
-    """The chats of one tokenizer: each episode has a system prompt and tools of its own."""
+    """The renderers of one tokenizer: each episode may have its own system prompt and tools."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._chats = lru_cache(maxsize=64)(self._chat)
+        self._renderers = lru_cache(maxsize=64)(self._new)
 
-    def of(self, system_prompt: str, tools: list[dict[str, Any]] | None) -> Renderer:
-        return self._chats(system_prompt, json.dumps(tools))
+    def get(self, system_prompt: str, tools: list[dict[str, Any]] | None) -> Renderer:
+        return self._renderers(system_prompt, json.dumps(tools))
 
-    def _chat(self, system_prompt: str, tools: str) -> Renderer:
+    def _new(self, system_prompt: str, tools: str) -> Renderer:
         return Renderer(self.tokenizer, system_prompt, json.loads(tools))

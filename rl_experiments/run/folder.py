@@ -20,7 +20,7 @@ from rl_experiments.paths import (
     METRICS_FILE,
     RUN_FILE,
 )
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
 from rl_experiments.run.provenance import provenance
 from rl_experiments.run.resume import check_resume
 from rl_experiments.storage.files import append_json_lines, keep_json_lines, write_atomically

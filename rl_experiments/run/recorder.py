@@ -25,7 +25,7 @@ from rl_experiments.paths import (
     RUN_FILE,
     checkpoint_name,
 )
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
 from rl_experiments.run.folder import Run
 from rl_experiments.storage.files import read_json_lines
 from rl_experiments.terminal.progress import Progress

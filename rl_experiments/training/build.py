@@ -16,7 +16,8 @@ from rl_experiments.config.schema import Config
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.models.loading import lora_config
 from rl_experiments.models.policy import Policy
-from rl_experiments.rollout.episodes import RolloutRunner, Trajectory
+from rl_experiments.rollout.runner import RolloutRunner
+from rl_experiments.rollout.types import Trajectory
 from rl_experiments.run.recorder import RunRecorder
 from rl_experiments.training.trainer import EpisodeTrainer
 

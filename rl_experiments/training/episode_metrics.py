@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from environments import End
 from rl_experiments.config.schema import RewardConfig
 from rl_experiments.rollout.advantages import rewards_vary
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
 
 
 def episode_metrics(

@@ -15,7 +15,7 @@ from environments import End
 from rl_experiments.config.schema import ChecksConfig, RewardConfig
 from rl_experiments.errors import UserError
 from rl_experiments.rollout.advantages import rewards_vary
-from rl_experiments.rollout.episodes import Trajectory
+from rl_experiments.rollout.types import Trajectory
 
 _ERRORS_SHOWN = 3
 

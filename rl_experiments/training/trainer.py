@@ -32,7 +32,8 @@ from rl_experiments.checkpoints.local import remove_unfinished
 from rl_experiments.config.schema import ChecksConfig, RewardConfig
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.rollout.advantages import turn_advantages
-from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner, Trajectory, Turn, probe
+from rl_experiments.rollout.runner import RolloutRunner, sync_probe
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
 from rl_experiments.training import guards
 from rl_experiments.training.collate import collate, collate_tokens, pad
 from rl_experiments.training.episode_metrics import episode_metrics
@@ -85,7 +86,7 @@ class EpisodeTrainer(GRPOTrainer):
         self.learning_guard = guards.LearningGuard(checks, reward)
         if self.rollout.sampler.engine is not None:
             seeds = self.train_dataset["seed"][:_SYNC_PROBE_EPISODES]
-            self._sync_probe = probe(self.rollout, seeds=seeds)
+            self._sync_probe = sync_probe(self.rollout, seeds=seeds)
             self.rollout.on_begin = self._check_weight_sync
         self.phase_timer = PhaseTimer()
         self.add_callback(_TimeOptimizer(self.phase_timer))
@@ -111,7 +112,7 @@ class EpisodeTrainer(GRPOTrainer):
             credit=self.reward_config.credit,
             gamma=self.reward_config.gamma,
             scale_rewards=self.args.scale_rewards,
-            everyones=all_groups,
+            all_groups=all_groups,
         )
         samples = [
             sample

@@ -17,7 +17,8 @@ import pytest
 from environments import evaluation_seed
 from environments.tool_test import ToolTest
 from environments.wordle import Wordle
-from rl_experiments.rollout.episodes import Episode, EpisodeSpec
+from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.types import EpisodeSpec
 from tests.fakes.openai_server import KINDS, Body, OpenAIServer
 from tests.support.program import Program, command
 

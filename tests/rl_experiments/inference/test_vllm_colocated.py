@@ -20,8 +20,9 @@ from rl_experiments.config.schema import Config, Dtype, ScratchConfig
 from rl_experiments.errors import UserError
 from rl_experiments.inference.vllm_colocated import VllmEngine, VllmSampler
 from rl_experiments.models.tiny import scratch_model
-from rl_experiments.rollout.episodes import EpisodeSpec, RolloutRunner
 from rl_experiments.rollout.renderer import RendererCache
+from rl_experiments.rollout.runner import RolloutRunner
+from rl_experiments.rollout.types import EpisodeSpec
 
 pytest.importorskip("vllm")
 

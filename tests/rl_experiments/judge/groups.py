@@ -13,7 +13,7 @@ from typing import Any
 from environments import End
 from rl_experiments.config.schema import JudgeConfig, RulerConfig
 from rl_experiments.judge.rewarder import Judge
-from rl_experiments.rollout.episodes import Trajectory, Turn
+from rl_experiments.rollout.types import Trajectory, Turn
 from tests.fakes.openai_server import OpenAIServer
 
 GROUP_SIZE = 4

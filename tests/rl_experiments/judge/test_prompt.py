@@ -9,7 +9,7 @@ import pytest
 
 from environments import End
 from rl_experiments.judge.prompt import build_prompt
-from rl_experiments.rollout.episodes import Trajectory, Turn
+from rl_experiments.rollout.types import Trajectory, Turn
 from tests.fakes.judge_server import attempts
 from tests.rl_experiments.judge.groups import attempt
 

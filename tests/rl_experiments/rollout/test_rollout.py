@@ -27,8 +27,10 @@ from rl_experiments.inference.transformers_sampler import TransformersSampler
 from rl_experiments.models.tiny import scratch_model
 from rl_experiments.models.tiny_tokenizer import word_tokenizer
 from rl_experiments.rollout.advantages import returns_to_go, turn_advantages
-from rl_experiments.rollout.episodes import Episode, EpisodeSpec, RolloutRunner, Trajectory, Turn
+from rl_experiments.rollout.episode import Episode
 from rl_experiments.rollout.renderer import ChatTurn, Renderer, RendererCache
+from rl_experiments.rollout.runner import RolloutRunner
+from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
 from rl_experiments.training.samples import split_by_tokens, trajectory_to_samples
 
 SCRATCH = ScratchConfig(warmup_episodes=60, warmup_steps=60)
@@ -62,9 +64,9 @@ def rollout(
     )
 
 
-def chat_of(played: RolloutRunner) -> Renderer:
-    """The chat of all of its episodes."""
-    return Episode(played.environment, EpisodeSpec(1)).chat(played.chats)
+def renderer_of(played: RolloutRunner) -> Renderer:
+    """The renderer of all of its episodes."""
+    return Episode(played.environment, EpisodeSpec(1)).renderer(played.renderers)
 
 
 def tasks(count: int) -> list[EpisodeSpec]:
@@ -134,7 +136,7 @@ class Turns:
 
 def test_no_turn_waits_for_another_episode(folder: Path) -> None:
     played = rollout(folder, game(max_moves=5, earlier_turns=0))
-    played.sampler = sampler = Turns(chat_of(played).reply_ids("<move>left</move>"))
+    played.sampler = sampler = Turns(renderer_of(played).reply_ids("<move>left</move>"))
     found = played.play(tasks(3), policy_version=7)
     # The episode that is served first plays to its end while the others have not had a turn.
     longest = [len(list(turns)) for _, turns in groupby(sampler.order)]
@@ -260,7 +262,7 @@ def test_an_episode_does_not_depend_on_its_batch(folder: Path) -> None:
 
 def test_tokens_are_drawn_from_the_models_distribution(folder: Path) -> None:
     played = rollout(folder, game())
-    prompt = chat_of(played).prompt([ChatTurn(game().reset(1))])
+    prompt = renderer_of(played).prompt([ChatTurn(game().reset(1))])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     probabilities = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     n = 2000
@@ -385,7 +387,7 @@ class Asks(Environment):
 
 def test_an_episode_shows_the_tools_of_its_task(folder: Path) -> None:
     played = rollout(folder, Asks())
-    tokenizer = played.chats.tokenizer
+    tokenizer = played.renderers.tokenizer
     tokenizer.chat_template = (
         "{% if tools %}{{ tools[0].function.name }} {% endif %}"
         "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"

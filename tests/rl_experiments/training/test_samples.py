@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_experiments.rollout.episodes import Trajectory, Turn
+from rl_experiments.rollout.types import Trajectory, Turn
 from rl_experiments.training.collate import collate, pad
 from rl_experiments.training.samples import (
     TrainingSample,
