@@ -32,7 +32,7 @@ from rl_experiments.storage.objects import ObjectInfo, ObjectStore
 
 # Files of these kinds are read without running code in them. All others torch may unpickle.
 _HARMLESS_SUFFIXES = {".safetensors", ".json", ".jsonl", ".yaml", ".txt", ".jinja", ".model"}
-_OPEN_SECONDS = 15.0  # to try for, before a store is said not to answer
+_OPEN_SECONDS = 15.0  # until a store that gives no answer is given up
 _DOWNLOAD_ATTEMPTS = 2  # of a file whose content is wrong: the fault may be one of the network
 _ABANDONED_SECONDS = 24 * 3600.0  # a partial download that is older belongs to a killed process
 

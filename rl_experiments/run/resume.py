@@ -72,9 +72,8 @@ def resume_command() -> str:
     """Return the command that goes on with the run of the present job."""
     sweep = Path(HydraConfig.get().sweep.dir)
     is_in_runs = sweep.parent == RUNS.absolute() or "MODAL_TASK_ID" in os.environ
-    return (
-        f"python -m rl_experiments resume {sweep.name if is_in_runs else shlex.quote(str(sweep))}"
-    )
+    run = sweep.name if is_in_runs else shlex.quote(str(sweep))
+    return f"python -m rl_experiments resume {run}"
 
 
 def _plain(cfg: Any) -> dict[str, Any]:

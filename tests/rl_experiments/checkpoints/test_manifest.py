@@ -85,9 +85,9 @@ def test_a_checkpoint_that_could_not_be_written_leaves_the_systems_own_error(
         (tmp_path / "checkpoint-1").mkdir()
         (tmp_path / "checkpoint-1/weights").write_bytes(b"half")
         error.__cause__ = cause
-        told = remove_unfinished(tmp_path, step=1, error=error)
+        raised = remove_unfinished(tmp_path, step=1, error=error)
         assert list(tmp_path.iterdir()) == []
-        return told
+        return raised
 
     full = OSError(28, os.strerror(28))
     assert error_for(RuntimeError("writing failed"), cause=full) is full
