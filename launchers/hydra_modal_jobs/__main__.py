@@ -1,17 +1,17 @@
-"""`python -m hydra_modal_jobs runs ...`, for applications without such a command."""
+"""The command `python -m hydra_modal_jobs`, for applications without verbs of their own."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from hydra.errors import CompactHydraException
+
+from hydra_modal_jobs import run_commands
+
 
 def main() -> None:
-    # Here, since Hydra imports this module in every application when it looks for plugins.
-    from hydra.errors import CompactHydraException
-
-    from hydra_modal_jobs import run_commands as _runs
-
+    """Run one of `runs ...` and `resume ...`; anything else prints how they are used."""
     verb, *words = sys.argv[1:] or ["help"]
     root = Path("multirun")
     for word in [word for word in words if word.startswith("--root=")]:
@@ -19,12 +19,12 @@ def main() -> None:
         root = Path(word.removeprefix("--root="))
     try:
         if verb == "runs":
-            _runs.runs(words, root=root)
+            run_commands.runs(words, root=root)
         elif verb == "resume":
-            _runs.resume(words, root=root)
+            run_commands.resume(words, root=root)
         else:
-            usage = [*_runs.USAGE.values(), "resume RUN: run again what did not finish"]
-            sys.exit("\n".join([*usage, "--root=FOLDER: where runs are (multirun)"]))
+            usage = [*run_commands.USAGE.values(), "resume RUN: run again what did not finish"]
+            sys.exit("\n".join([*usage, "--root=FOLDER: the folder of the runs (multirun)"]))
     except CompactHydraException as error:
         sys.exit(str(error))
     except KeyboardInterrupt as stop:

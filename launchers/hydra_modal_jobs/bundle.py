@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job
 
-REMOTE = PurePosixPath("/root")
+_REMOTE_ROOT = PurePosixPath("/root")  # the working directory of a container
 
 # Never sent, wherever it lies: secrets, histories, environments, outputs.
-_NEVER = (
+_NEVER_SENT = (
     *(".env", ".env.*", "*.env", "*.pem", "*.key", "id_rsa*", "id_ed25519*", ".netrc", ".pypirc"),
     *(".aws", ".ssh", ".modal.toml", "*credentials*.json", "*.p12", "*.keystore"),
     *(".git", ".hg", ".svn", ".venv", "venv", "virtualenv", ".tox", "node_modules", "*.egg-info"),
@@ -30,13 +30,13 @@ _NEVER = (
 
 
 def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
-    """Local files and folders and where a container has them.
+    """Return the files and folders to send, with their paths in a container.
 
-    Packages and modules that were imported here, or that the script and its configuration name,
-    and are neither the standard library's nor installed; those in `image.source`; the folders of
-    the configuration. What lies beside one another here does so there.
+    They are the packages and modules that were imported here, or that the script and its
+    configuration name, as far as they are neither the standard library's nor installed; those in
+    `image.source`; and the configuration folders. What lies side by side here does so there.
     """
-    found: dict[Path, PurePosixPath] = {}
+    remote_paths: dict[Path, PurePosixPath] = {}
     for name in jobs[0].settings.image.source:
         try:
             importlib.import_module(name)
@@ -45,46 +45,52 @@ def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
                 f"hydra.launcher.image.source: {name} cannot be imported here"
             ) from None
     for part in ("hydra_modal_jobs", "hydra_plugins/modal_launcher"):
-        found[Path(__file__).parents[1] / part] = REMOTE / part
+        remote_paths[Path(__file__).parents[1] / part] = _REMOTE_ROOT / part
     roots = set()
-    own = _distribution(jobs)
-    loaded = {name.partition(".")[0] for name in sys.modules}
-    names = sorted({*own, *loaded, *_mentioned(jobs)})
-    for module in names:  # which grows
-        for path in _local_paths(module, own):
+    distributed = _same_distribution(jobs)
+    imported = {name.partition(".")[0] for name in sys.modules}
+    names = sorted({*distributed, *imported, *_mentioned(jobs)})
+    for module in names:  # the list grows by what the modules import
+        for path in _local_paths(module, distributed):
             if path.is_file():
-                names += sorted(_imports(path) - {*names})
-            if module == "hydra_plugins":  # a namespace that others share
+                names += sorted(_imports_of(path) - {*names})
+            if module == "hydra_plugins":  # a namespace that several distributions share
                 for plugin in filter(Path.is_dir, path.iterdir()):
-                    if not _installed(plugin):
-                        found[plugin] = REMOTE / module / plugin.name
+                    if not _is_installed(plugin):
+                        remote_paths[plugin] = _REMOTE_ROOT / module / plugin.name
             else:
-                found[path] = REMOTE / path.name
+                remote_paths[path] = _REMOTE_ROOT / path.name
                 roots.add(path.parent)
     for folder in _config_folders(jobs):
-        if any(folder.is_relative_to(path) for path in found):
+        if any(folder.is_relative_to(path) for path in remote_paths):
             continue
         beside = next((root for root in roots if folder.is_relative_to(root)), folder.parent)
-        found[folder] = REMOTE / PurePosixPath(folder.relative_to(beside).as_posix())
-    return found
+        relative = PurePosixPath(folder.relative_to(beside).as_posix())
+        remote_paths[folder] = _REMOTE_ROOT / relative
+    return remote_paths
 
 
-def ignored(path: Path) -> bool:
-    """Whether a file is never sent; for `modal.Image.add_local_dir`."""
-    return any(fnmatch(part, pattern) for part in path.parts for pattern in _NEVER)
+def is_never_sent(path: Path) -> bool:
+    """Return whether a file stays here whatever imports it."""
+    return any(fnmatch(part, pattern) for part in path.parts for pattern in _NEVER_SENT)
 
 
-def not_config(path: Path) -> bool:
-    """What a configuration folder may hold beside its configuration is not sent either."""
-    return ignored(path) or path.suffix not in (".yaml", ".yml")
+def is_not_config(path: Path) -> bool:
+    """Return whether a file in a configuration folder is not sent, as it is no configuration."""
+    return is_never_sent(path) or path.suffix not in (".yaml", ".yml")
 
 
-def is_config(folder: Path, jobs: list[Job]) -> bool:
+def is_config_folder(folder: Path, jobs: list[Job]) -> bool:
+    """Return whether the jobs are composed from the files in this folder."""
     return folder in _config_folders(jobs)
 
 
 def git_state(folder: Path) -> dict[str, object] | None:
-    """The commit that the application's source is at, and whether it differs from it."""
+    """Return the commit of a checkout and whether its files differ from it.
+
+    >>> git_state(Path("/")) is None  # no checkout
+    True
+    """
     try:
         commit, changes = (
             subprocess.run(
@@ -97,31 +103,31 @@ def git_state(folder: Path) -> dict[str, object] | None:
     return {"commit": commit, "dirty": bool(changes)}
 
 
-def _distribution(jobs: list[Job]) -> set[str]:
-    """The top-level packages that came with the application's own, where it is installed."""
+def _same_distribution(jobs: list[Job]) -> set[str]:
+    """Return the top-level packages of the application's own distribution, if it is installed."""
     module = jobs[0].payload["task"]["name"].partition(".")[0].partition(":")[0]
-    loaded = sys.modules.get(module)
-    file = getattr(loaded, "__file__", None)
-    if not file or not _installed(Path(file).resolve()):
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if not file or not _is_installed(Path(file).resolve()):
         return set()
     by_package = importlib.metadata.packages_distributions()
-    mine = by_package.get(module, [])[:1]
-    return {name for name, owners in by_package.items() if mine and mine[0] in owners}
+    owner = by_package.get(module, [])[:1]
+    return {name for name, owners in by_package.items() if owner and owner[0] in owners}
 
 
 def _mentioned(jobs: list[Job]) -> set[str]:
-    """Top-level modules that nothing has imported yet: those of a script's functions, and of
-    `_target_` in the configuration.
+    """Return the top-level modules that nothing has imported yet but a job will.
+
+    A script's functions import them, or `_target_` in the configuration names them.
     """
     script = jobs[0].payload["task"].get("script")
-    found = _imports(Path(script)) if script else set()
+    names = _imports_of(Path(script)) if script else set()
     for job in jobs:
-        found |= set(re.findall(r"_target_: ['\"]?(\w+)\.", job.payload["config"]))
-    return found
+        names |= set(re.findall(r"_target_: ['\"]?(\w+)\.", job.payload["config"]))
+    return names
 
 
-def _imports(path: Path) -> set[str]:
-    """What a Python file imports anywhere in it."""
+def _imports_of(path: Path) -> set[str]:
+    """Return the top-level modules that a Python file imports anywhere in it."""
     try:
         nodes = list(ast.walk(ast.parse(path.read_bytes())))
     except (OSError, SyntaxError, ValueError):
@@ -131,15 +137,15 @@ def _imports(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def _local_paths(module: str, own: set[str]) -> Iterable[Path]:
-    """The folders or the file of a top-level module, if it is this machine's or in `own`."""
+def _local_paths(module: str, distributed: set[str]) -> Iterable[Path]:
+    """Yield the folders or the file of a top-level module that must be sent, if it must."""
     if module in ("__main__", "__mp_main__") or module.startswith("_"):
         return
-    if module in own:
+    if module in distributed:
         importlib.import_module(module)
     if module in sys.modules:
-        loaded = sys.modules[module]
-        file, folders = getattr(loaded, "__file__", None), getattr(loaded, "__path__", None)
+        imported = sys.modules[module]
+        file, folders = getattr(imported, "__file__", None), getattr(imported, "__path__", None)
     else:
         spec = importlib.util.find_spec(module)
         file, folders = spec and spec.origin, spec and spec.submodule_search_locations
@@ -148,11 +154,12 @@ def _local_paths(module: str, own: set[str]) -> Iterable[Path]:
     else:
         candidates = [Path(file)] if file and file.endswith(".py") else []
     for path in candidates:
-        if path.exists() and (module in own or not _installed(path.resolve())):
+        if path.exists() and (module in distributed or not _is_installed(path.resolve())):
             yield path.resolve()
 
 
-def _installed(path: Path) -> bool:
+def _is_installed(path: Path) -> bool:
+    """Return whether a path belongs to the standard library or to an installed package."""
     library = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
     if re.search(r"[/\\](site|dist)-packages([/\\]|$)", str(path)):
         return True
@@ -160,7 +167,7 @@ def _installed(path: Path) -> bool:
 
 
 def _config_folders(jobs: list[Job]) -> list[Path]:
-    """Of the search path: folders on this machine; packages are imported and go as such."""
+    """Return the folders of Hydra's search path; a package in it is imported and goes as such."""
     folders = []
     for job in jobs[:1]:
         for source in job.config.hydra.runtime.config_sources:
@@ -168,4 +175,4 @@ def _config_folders(jobs: list[Job]) -> list[Path]:
                 folders.append(Path(source.path).resolve())
             elif source.schema == "pkg" and source.path:
                 importlib.import_module(source.path.partition(".")[0])
-    return [folder for folder in folders if not _installed(folder)]
+    return [folder for folder in folders if not _is_installed(folder)]

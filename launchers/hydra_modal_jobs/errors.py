@@ -1,4 +1,4 @@
-"""What went wrong with a job: its kind, a line, and what to change."""
+"""Errors that end in one line, and the classes of failures with what to change about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from hydra.errors import CompactHydraException, HydraException
 
-KINDS = {
+# The kinds of failures, with what the user can change about each.
+HINTS = {
     "out_of_memory": "take a GPU with more memory (hydra.launcher.gpu) or a smaller batch",
     "out_of_host_memory": "raise hydra.launcher.memory",
     "timeout": "raise hydra.launcher.timeout or hydra.launcher.retries",
@@ -26,7 +27,7 @@ KINDS = {
     "cancelled": "",
     "user_code": "",
 }
-# Kinds that a second attempt can mend; a preempted one is run again without being counted.
+# Kinds that another attempt can mend. A preempted job also runs again; that is not counted.
 RETRIED = frozenset({"timeout", "crash", "transient"})
 
 _PATTERNS = (
@@ -39,63 +40,78 @@ _PATTERNS = (
     ("transient", r"\b(50[0234]) (Server Error|Service Unavailable|Bad Gateway|Slow ?Down)"),
     ("transient", r"\b(ConnectionResetError|ReadTimeout|ConnectTimeout|RemoteDisconnected)\b"),
 )
+_LOG_TAIL_CHARACTERS = 4000  # of a job's output, kept with a crash
 
 
 class JobFailed(CompactHydraException):
-    """A job's failure in one line, as its launch reports it."""
+    """A job failed; the message is one line."""
 
 
 class LaunchRefused(CompactHydraException):
-    """What is wrong before anything runs: one line that names the setting to change."""
+    """A launch is refused before anything runs; the message is one line that names the setting."""
+
+
+class UserLeft(KeyboardInterrupt):
+    """The user pressed Ctrl-C; the message says what became of the jobs."""
 
 
 @dataclass(frozen=True)
 class Failure:
+    """Why a job failed: the kind (a key of `HINTS`), one line, and the traceback if there is one.
+
+    >>> Failure("crash", "killed by SIGSEGV").hint({"crash": "update the driver"})
+    'update the driver'
+    """
+
     kind: str
     line: str
     traceback: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """An exception of the job, classed by what it and its causes say."""
+        """Classify an exception of the job by its text and that of its causes."""
         text = "".join(traceback.format_exception(error))
         if isinstance(error, HydraException):
-            # Hydra's own convention: such a message is written for the user as it is.
+            # By Hydra's convention such a message is written for the user as it is.
             line = str(error)
         elif isinstance(error, SystemExit):
             line = f"the job called sys.exit({error.code!r})"
         else:
-            said = _one_line(str(error))
-            line = f"{type(error).__name__}: {said}" if said else type(error).__name__
+            message = _one_line(str(error))
+            line = f"{type(error).__name__}: {message}" if message else type(error).__name__
         if isinstance(error, MemoryError):
             return cls("out_of_host_memory", line, text)
         if isinstance(error, HydraException):
             return cls(_kind_of(line, default="user_code"), line, text)
-        last = text.rstrip().rpartition("\n")[2]
-        return cls(_kind_of(f"{last}\n{line}", default="user_code"), line, text)
+        last_line = text.rstrip().rpartition("\n")[2]
+        return cls(_kind_of(f"{last_line}\n{line}", default="user_code"), line, text)
 
     @classmethod
     def of_exit(cls, status: int, log: str) -> Failure:
-        """A job's process that ended without a result."""
-        kind = _kind_of(log[-4000:], default="crash")
+        """Classify the end of a job's process that left no result, by its status and output."""
+        tail = log[-_LOG_TAIL_CHARACTERS:]
+        kind = _kind_of(tail, default="crash")
         if status == -signal.SIGKILL:
             kind = "out_of_host_memory" if kind == "crash" else kind
-            said = "killed by the system (SIGKILL), as when memory runs out"
+            line = "killed by the system (SIGKILL), as when memory runs out"
         elif status < 0:
-            said = f"killed by {signal.Signals(-status).name}"
+            line = f"killed by {signal.Signals(-status).name}"
         else:
-            said = f"its process ended with status {status} and no result"
-        return cls(kind, said, log[-4000:])
+            line = f"its process ended with status {status} and no result"
+        return cls(kind, line, tail)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Failure:
+        """Restore what `to_json` made."""
         return cls(record["kind"], record["line"], record.get("traceback", ""))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the failure as plain data."""
         return asdict(self)
 
     def hint(self, hints: dict[str, str]) -> str:
-        return hints.get(self.kind, KINDS.get(self.kind, ""))
+        """Return what to change, by the application's own `hints` if they have the kind."""
+        return hints.get(self.kind, HINTS.get(self.kind, ""))
 
 
 def _kind_of(text: str, *, default: str) -> str:

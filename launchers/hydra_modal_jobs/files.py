@@ -1,59 +1,98 @@
-"""Small files that are either the old ones or the new ones, never half of either."""
+"""Files that are written whole or not at all, and files of JSON lines.
+
+`atomic_path`, `write_atomically`, `append_json_lines` and `read_json_lines` are copies of those in
+`rl_experiments.storage.files`, since neither package may import the other; a test keeps them equal.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_TAIL_BYTES = 65536  # where the last line of a file is looked for
 
-def write(path: Path, text: str) -> None:
-    """Replace the file in one step; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}.{os.getpid()}")
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write a file or a folder at; then rename it to `target`.
+
+    Whoever looks at `target` sees the old content or the new, never a part. A file or an empty
+    folder that is there already is replaced; a folder with content raises an `OSError`. If the
+    block raises, what it wrote is removed and `target` stays as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer = f"{os.getpid()}-{threading.get_native_id()}"
+    building = target.with_name(f".{target.name}.{writer}.tmp")
+    _remove(building)  # of a process with the same number that was killed
     try:
-        building.write_text(text)
-        building.replace(path)
+        yield building
+        for path in (building, *building.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        building.replace(target)
     finally:
-        building.unlink(missing_ok=True)
+        _remove(building)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write(path, json.dumps(value, indent=1))
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the content of a text file in one step, making its folder if need be."""
+    with atomic_path(path) as building:
+        building.write_text(text)
 
 
-def read_json(path: Path) -> Any:
-    """The file's value; None if there is no such file or it is torn."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+def append_json_lines(path: Path, records: Iterable[Any]) -> None:
+    """Append each record as one line; after a torn line, which a kill leaves, on a new one."""
+    content = "".join(json.dumps(record) + "\n" for record in records).encode()
+    if not content:
+        return
+    with path.open("a+b", buffering=0) as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                content = b"\n" + content
+        rest = memoryview(content)
+        while rest:  # one write, unless the disk is almost full
+            rest = rest[file.write(rest) :]
 
 
-def append_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(value) + "\n")
-
-
-def json_lines(path: Path) -> Iterator[Any]:
-    """The lines of the file; torn ones are passed over."""
-    if path.exists():
-        for line in path.read_text(errors="replace").splitlines():
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """Yield the record of each line, skipping torn ones; yield nothing if there is no file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
             try:
                 yield json.loads(line)
             except ValueError:
                 continue
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replace the content of a file in one step by the value as JSON."""
+    write_atomically(path, json.dumps(value, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in the file, or None if the file is missing or cut off."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def last_json_line(path: Path) -> dict[str, Any] | None:
-    """The newest whole line, found from the end of a file of any length."""
+    """Return the newest readable line, read from the end of a file of any length."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 65536))
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
         return None
@@ -64,3 +103,10 @@ def last_json_line(path: Path) -> dict[str, Any] | None:
             continue
         return value if isinstance(value, dict) else None
     return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The manifest of a run: what was launched, where, and by which calls."""
+"""The file `launch.json` of a run: what was launched, and where each job is queued."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from hydra_modal_jobs.errors import LaunchRefused
-from hydra_modal_jobs.files import json_lines, read_json, write_json
-from hydra_modal_jobs.jobs.job import CONTROL
+from hydra_modal_jobs.files import read_json, read_json_lines, write_json
+from hydra_modal_jobs.jobs.result import JobResult
+from hydra_modal_jobs.paths import (
+    ATTEMPTS_FILE,
+    FORMAT_VERSION,
+    FORMER_LAUNCH_FILE,
+    LAUNCH_FILE,
+    RESULT_FILE,
+)
 
-MANIFEST = "manifest.json"
 
+def run_name(folder: Path) -> str:
+    """Return a run's name: the last part of its folder, with the date before a bare time.
 
-def name_of(folder: Path) -> str:
-    """A run's name: the last part of its folder, and the date before what is a bare time.
-
-    >>> name_of(Path("/home/me/multirun/2026-11-22/18-09-03"))
+    >>> run_name(Path("/home/me/multirun/2026-11-22/18-09-03"))
     '2026-11-22/18-09-03'
     """
     parts = [part for part in folder.parts if part != folder.anchor]
@@ -28,78 +33,110 @@ def name_of(folder: Path) -> str:
     return "/".join(reversed(bare)) or folder.name
 
 
-def recorded(root: Path) -> list[Path]:
-    """The folders of the runs under `root`, the oldest launch first."""
-    found = [*root.glob(f"*/{MANIFEST}"), *root.glob(f"*/*/{MANIFEST}")]
-    runs = [path for path in found if not (path.parents[1] / MANIFEST).exists()]
-    return [path.parent for path in sorted(runs, key=lambda path: path.stat().st_mtime)]
+def is_run(folder: Path) -> bool:
+    """Return whether the folder is that of a run, also of one by an earlier version."""
+    return _read(folder) is not None
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Return the folders of the runs under `root`, the oldest launch first."""
+    files = [
+        path
+        for name in (FORMER_LAUNCH_FILE, LAUNCH_FILE)
+        for pattern in (f"*/{name}", f"*/*/{name}")
+        for path in root.glob(pattern)
+    ]
+    launched = {path.parent: path.stat().st_mtime for path in files if is_run(path.parent)}
+    outer = [folder for folder in launched if folder.parent not in launched]
+    return sorted(outer, key=lambda folder: launched[folder])
 
 
 @dataclass
 class RunManifest:
-    """A run's manifest and the folder it lies in; folders in it are relative, so it can move."""
+    """The content of `launch.json` and the folder of the run, which can be moved.
+
+    Each job has an entry, a dictionary: `num`, `overrides`, `subdir`, `gpu`, `launch` (the id of
+    its last launch), `usd_per_hour`, `backend`, `call` (the backend's id of the queued job, None
+    for a job that ends with its launch) and what else the backend needs to come back to it.
+    """
 
     folder: Path
     content: dict[str, Any]
 
     @classmethod
     def begin(cls, folder: Path, *, task: str, source: dict[str, Any] | None) -> RunManifest:
-        """The manifest of the folder; a further launch into it adds to what there is."""
-        content = read_json(folder / MANIFEST)
+        """Return the manifest of the folder, a new one or that of the launches before this."""
+        content = _read(folder)
         if content is None:
-            made = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            content = {"name": name_of(folder), "created": made, "task": task, "jobs": []}
-        content["source"] = source
+            created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            content = {"name": run_name(folder), "created": created, "task": task, "jobs": []}
+        content |= {"format_version": FORMAT_VERSION, "source": source}
         return cls(folder, content)
 
     @classmethod
     def load(cls, folder: Path) -> RunManifest:
-        content = read_json(folder / MANIFEST)
+        """Read the manifest of a run. Raises `LaunchRefused` if the folder has none."""
+        content = _read(folder)
         if content is None:
-            raise LaunchRefused(f"{folder}: no run of this launcher (it has no {MANIFEST})")
+            raise LaunchRefused(f"{folder}: no run of this launcher (it has no {LAUNCH_FILE})")
+        for entry in content["jobs"]:  # before format version 1 no backend was named
+            entry.setdefault("backend", "modal" if entry.get("call") else "local")
         return cls(folder, content)
-
-    def put(self, entries: Sequence[dict[str, Any]]) -> None:
-        """Add the jobs, each in the place of an older one of its number."""
-        by_num = {entry["num"]: entry for entry in self.content["jobs"]}
-        by_num |= {entry["num"]: {**by_num.get(entry["num"], {}), **entry} for entry in entries}
-        self.content["jobs"] = [by_num[num] for num in sorted(by_num)]
-        self.save()
 
     @property
     def path(self) -> Path:
-        return self.folder / MANIFEST
+        return self.folder / LAUNCH_FILE
 
-    def save(self) -> None:
-        write_json(self.path, self.content)
+    @property
+    def name(self) -> str:
+        return run_name(self.folder)
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
+        """The entries of all jobs, by number."""
         jobs: list[dict[str, Any]] = self.content["jobs"]
         return jobs
 
+    def entry(self, num: int) -> dict[str, Any]:
+        """Return the entry of a job."""
+        return next(entry for entry in self.jobs if entry["num"] == num)
+
+    def update(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Add entries, or merge them into those of the same number, and write the file."""
+        by_num = {entry["num"]: entry for entry in self.content["jobs"]}
+        by_num |= {entry["num"]: {**by_num.get(entry["num"], {}), **entry} for entry in entries}
+        self.content["jobs"] = [by_num[num] for num in sorted(by_num)]
+        write_json(self.path, self.content)
+
     def folder_of(self, entry: dict[str, Any]) -> Path:
+        """Return the folder of a job."""
         return self.folder / str(entry["subdir"])
 
-    def result(self, entry: dict[str, Any]) -> dict[str, Any] | None:
-        """How a job ended, if that is known here and it is about the manifest's last launch."""
-        found = read_json(self.folder_of(entry) / CONTROL / "result.json")
-        return found if found and found.get("launch") == entry.get("launch") else None
+    def result(self, entry: dict[str, Any]) -> JobResult | None:
+        """Return how a job ended, if that is known here and belongs to its last launch."""
+        result = JobResult.read(self.folder_of(entry))
+        return result if result and result.launch == entry.get("launch") else None
 
     def state(self, entry: dict[str, Any]) -> str:
-        """In a word; a job on Modal that has not come back is `launched`."""
+        """Return a job's state in a word; `launched` if it is queued or running elsewhere."""
         result = self.result(entry)
         if result:
-            return str(result["state"])
+            return result.state
         if entry.get("call"):
             return "launched"
-        begun = any(json_lines(self.folder_of(entry) / CONTROL / "attempts.jsonl"))
-        return "interrupted" if begun else "not begun"
+        has_begun = any(read_json_lines(self.folder_of(entry) / ATTEMPTS_FILE))
+        return "interrupted" if has_begun else "not begun"
 
 
-def spent(folder: Path) -> float:
-    """USD of the jobs of a run that have ended."""
-    total = 0.0
-    for path in folder.glob(f"**/{CONTROL}/result.json"):
-        total += float((read_json(path) or {}).get("usd") or 0.0)
-    return total
+def spent_usd(folder: Path) -> float:
+    """Return what the jobs of a run that have ended cost."""
+    results = (read_json(path) or {} for path in folder.glob(f"**/{RESULT_FILE}"))
+    return sum(float(result.get("usd") or 0.0) for result in results)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    for name in (LAUNCH_FILE, FORMER_LAUNCH_FILE):
+        content = read_json(folder / name)
+        if isinstance(content, dict) and "jobs" in content:
+            return content
+    return None

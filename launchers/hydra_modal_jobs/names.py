@@ -1,4 +1,4 @@
-"""Names that Modal takes, made from what people write."""
+"""Names of apps and volumes that Modal accepts, made from the user's settings."""
 
 from __future__ import annotations
 
@@ -8,40 +8,42 @@ import re
 
 from hydra_modal_jobs.config import ModalJobsConf
 from hydra_modal_jobs.errors import LaunchRefused
-from hydra_modal_jobs.secrets import public
+from hydra_modal_jobs.secrets import public_variable
 
-_LONGEST = 64
+_MAX_CHARACTERS = 64
 
 
-def valid(name: str) -> str:
-    """The name itself if Modal takes it; else one that no other name becomes."""
+def valid_name(name: str) -> str:
+    """Return the name if Modal accepts it, else a similar one that no other name becomes."""
     clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "x"
-    if clean == name and len(name) <= _LONGEST:
+    if clean == name and len(name) <= _MAX_CHARACTERS:
         return name
     mark = hashlib.sha256(name.encode()).hexdigest()[:6]
-    return f"{clean[: _LONGEST - 7]}-{mark}"
+    return f"{clean[: _MAX_CHARACTERS - 7]}-{mark}"
 
 
 def experimenter(settings: ModalJobsConf) -> str:
-    given = settings.volumes.experimenter or public("EXPERIMENTER", settings.secrets)
+    """Return who experiments, by the settings, EXPERIMENTER, or the login."""
+    given = settings.volumes.experimenter or public_variable("EXPERIMENTER", settings.secrets)
     return given or getpass.getuser()
 
 
 def volume_names(settings: ModalJobsConf) -> dict[str, str]:
-    """Mount path to volume name."""
+    """Return the volume's name for each mount path."""
     volumes = settings.volumes
-    experiment = volumes.experiment_name or public("EXPERIMENT_NAME", settings.secrets)
-    end = f"{experimenter(settings)}-{experiment or 'default'}"
+    experiment = volumes.experiment_name or public_variable("EXPERIMENT_NAME", settings.secrets)
+    ending = f"{experimenter(settings)}-{experiment or 'default'}"
     if volumes.cache == volumes.outputs:
         raise LaunchRefused(
-            f"hydra.launcher.volumes.cache={volumes.cache}: the outputs are there already; choose "
-            "another path"
+            f"hydra.launcher.volumes.cache={volumes.cache}: the outputs have this path already; "
+            "choose another path"
         )
     return {
-        volumes.cache: valid(f"{volumes.prefix}-cache-{end}"),
-        volumes.outputs: valid(f"{volumes.prefix}-outputs-{end}"),
+        volumes.cache: valid_name(f"{volumes.prefix}-cache-{ending}"),
+        volumes.outputs: valid_name(f"{volumes.prefix}-outputs-{ending}"),
     }
 
 
 def app_name(settings: ModalJobsConf, run: str) -> str:
-    return valid(f"{settings.app_name}-{experimenter(settings)}-{run}")
+    """Return the name of the Modal app of a run."""
+    return valid_name(f"{settings.app_name}-{experimenter(settings)}-{run}")

@@ -1,4 +1,4 @@
-"""What a launch would run and cost, from earlier runs of the same shape and from the timeouts."""
+"""What a launch would run and cost, from the timeouts and from earlier runs of equal jobs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from hydra_modal_jobs.backends import backend_of
 from hydra_modal_jobs.errors import LaunchRefused
-from hydra_modal_jobs.files import read_json
-from hydra_modal_jobs.jobs.job import CONTROL, Job, labels, shape
-from hydra_modal_jobs.manifest import name_of
-from hydra_modal_jobs.prices import Prices
+from hydra_modal_jobs.jobs.job import Job, cost_key, gpu_label, labels
+from hydra_modal_jobs.jobs.result import JobResult
+from hydra_modal_jobs.manifest import run_name
+from hydra_modal_jobs.paths import RESULT_FILE
+from hydra_modal_jobs.prices import TABLE_DATE
+from hydra_modal_jobs.tables import plain_table
 
-_NEWEST = 500  # results of earlier runs that are looked at
+_MAX_EARLIER_RESULTS = 500  # that are read, the newest first
+_COSTS = ("low", "expected", "high")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """USD of a job: None where nothing is known. `seconds` is what such a job took."""
+    """What a job takes and costs, in USD; None where nothing is known.
+
+    `per_hour` is the lowest and highest price. `seconds` is the median of earlier jobs. `high` is
+    the cost of every attempt until its timeout.
+    """
 
     job: Job
     per_hour: tuple[float | None, float | None]
@@ -33,22 +40,23 @@ class Estimate:
 
     @property
     def bound(self) -> float | None:
-        """What the job is taken to cost: from experience, else the most it can."""
+        """The cost to hold against a cap: from experience, else the highest possible."""
         return self.high if self.expected is None else self.expected
 
 
-def estimate(jobs: Sequence[Job], prices: Prices) -> list[Estimate]:
-    depths = {job.sweep_folder: name_of(job.sweep_folder).count("/") for job in jobs}
-    folders = {folder.parents[depth] for folder, depth in depths.items()}
-    taken = _durations(folders)
-    return [_estimate(job, prices, taken.get(shape(job), [])) for job in jobs]
+def estimate(jobs: Sequence[Job]) -> list[Estimate]:
+    """Estimate each job, also from the runs that lie beside this one."""
+    depths = {job.sweep_folder: run_name(job.sweep_folder).count("/") for job in jobs}
+    roots = {folder.parents[depth] for folder, depth in depths.items()}
+    durations = _earlier_durations(roots)
+    return [_estimate(job, durations.get(cost_key(job), [])) for job in jobs]
 
 
-def _estimate(job: Job, prices: Prices, seconds: list[float]) -> Estimate:
+def _estimate(job: Job, seconds: list[float]) -> Estimate:
+    low, high = backend_of(job.settings).usd_per_hour(job.settings)
     typical = statistics.median(seconds) if seconds else None
-    if job.is_local:
-        return Estimate(job, (0.0, 0.0), typical, 0.0, 0.0, 0.0)
-    low, high = prices.per_hour(job.settings)
+    if high == 0.0:
+        return Estimate(job, (low, high), typical, 0.0, 0.0, 0.0)
     attempts = 1 + job.settings.retries
     return Estimate(
         job,
@@ -64,34 +72,34 @@ def _cost(per_hour: float | None, seconds: float | None) -> float | None:
     return None if per_hour is None or seconds is None else per_hour * seconds / 3600
 
 
-def _durations(folders: Iterable[Path]) -> dict[str, list[float]]:
-    """Seconds of the finished jobs of earlier runs, by shape."""
-    found = [path for folder in folders for path in folder.glob(f"*/**/{CONTROL}/result.json")]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    taken: dict[str, list[float]] = {}
-    for path in found[:_NEWEST]:
-        result = read_json(path)
-        if result and result.get("state") == "done":
-            taken.setdefault(result["shape"], []).append(result["seconds"])
-    return taken
+def _earlier_durations(roots: Iterable[Path]) -> dict[str, list[float]]:
+    """Return the seconds of the finished jobs of earlier runs, by `cost_key`."""
+    files = [path for root in roots for path in root.glob(f"*/**/{RESULT_FILE}")]
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    durations: dict[str, list[float]] = {}
+    for path in files[:_MAX_EARLIER_RESULTS]:
+        result = JobResult.read(path.parents[1])
+        if result and result.is_done and result.seconds is not None:
+            durations.setdefault(result.cost_key, []).append(result.seconds)
+    return durations
 
 
-def table(estimates: Sequence[Estimate], prices: Prices) -> Table:
-    paid = any(not each.job.is_local for each in estimates)
-    plan = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    plan.title = "Plan" + (f" (USD, {prices.source})" if paid else "")
+def plan_table(estimates: Sequence[Estimate]) -> Table:
+    """Return the table of the jobs, with prices if any of them costs anything."""
+    has_costs = any(each.per_hour[1] != 0.0 for each in estimates)
+    plan = plain_table("Plan" + (f" (USD, list prices of {TABLE_DATE})" if has_costs else ""))
     plan.add_column("job", justify="right")
     plan.add_column("overrides", overflow="fold")
     plan.add_column("gpu", no_wrap=True)
-    for name in ("per hour", "low", "expected", "high") if paid else ():
+    for name in ("per hour", *_COSTS) if has_costs else ():
         plan.add_column(name, justify="right", no_wrap=True)
     plan.add_column("time", justify="right", no_wrap=True)
     names = labels([each.job for each in estimates])
     for each in estimates:
         costs = (_range(each.per_hour), *map(_usd, (each.low, each.expected, each.high)))
-        row = [str(each.job.num), escape(names[each.job.num]), gpu_words(each.job)]
-        plan.add_row(*row, *(costs if paid else ()), duration(each.seconds))
-    if paid:
+        row = [str(each.job.num), escape(names[each.job.num]), gpu_label(each.job)]
+        plan.add_row(*row, *(costs if has_costs else ()), duration(each.seconds))
+    if has_costs:
         sums = [_usd(_sum(getattr(e, name) for e in estimates)) for name in _COSTS]
         plan.add_section()
         plan.add_row("all", f"{len(estimates)} jobs", "", "", *sums, "", style="bold")
@@ -103,30 +111,27 @@ def table(estimates: Sequence[Estimate], prices: Prices) -> Table:
     return plan
 
 
-_COSTS = ("low", "expected", "high")
-
-
 def refuse_above(estimates: Sequence[Estimate], cap: float, *, spent: float) -> None:
-    """Refuse a launch whose cost is expected, or may have, to be above the cap."""
-    bounds = [each.bound for each in estimates]
-    if any(bound is None for bound in bounds):
-        unknown = next(e for e in estimates if e.bound is None)
+    """Refuse a launch that should cost, or could cost, more USD than the cap, less `spent`."""
+    unknown = next((each for each in estimates if each.bound is None), None)
+    if unknown is not None:
         raise LaunchRefused(
-            f"hydra.launcher.max_usd={cap:g}: the price of {gpu_words(unknown.job)} is not known, "
-            "so it cannot be held to; take another gpu or no cap"
+            f"hydra.launcher.max_usd={cap:g}: the price of {gpu_label(unknown.job)} is not known, "
+            "so the launch cannot be held to it; take another gpu or no cap"
         )
-    total = spent + sum(bound for bound in bounds if bound is not None)
+    total = spent + sum(each.bound for each in estimates if each.bound is not None)
     if total > cap:
-        known = all(each.expected is not None for each in estimates)
-        why = "is expected to cost" if known else "may cost (with every attempt until its timeout)"
+        is_known = all(each.expected is not None for each in estimates)
+        at_most = "may cost (with every attempt until its timeout)"
+        cost = "is expected to cost" if is_known else at_most
         raise LaunchRefused(
-            f"hydra.launcher.max_usd={cap:g}: this {why} {total:.2f} USD; raise it, launch fewer "
+            f"hydra.launcher.max_usd={cap:g}: this {cost} {total:.2f} USD; raise it, launch fewer "
             "jobs, or lower hydra.launcher.timeout or hydra.launcher.retries"
         )
 
 
-def share(estimates: Sequence[Estimate], cap: float | None, *, spent: float) -> list[float | None]:
-    """The part of the cap that each job may spend, in proportion to the most that it could."""
+def shares(estimates: Sequence[Estimate], cap: float | None, *, spent: float) -> list[float | None]:
+    """Return the USD that each job may spend of the cap, in proportion to its highest cost."""
     if cap is None:
         return [None] * len(estimates)
     weights = [each.high or 0.0 for each in estimates]
@@ -134,15 +139,12 @@ def share(estimates: Sequence[Estimate], cap: float | None, *, spent: float) -> 
     return [(cap - spent) * weight / total if total else None for weight in weights]
 
 
-def gpu_words(job: Job) -> str:
-    settings = job.settings
-    if settings.gpu is None:
-        return "none"
-    kinds = "/".join([settings.gpu, *settings.gpu_fallback])
-    return kinds if settings.gpu_count == 1 else f"{kinds}:{settings.gpu_count}"
-
-
 def duration(seconds: float | None) -> str:
+    """Return a duration in seconds, minutes or hours.
+
+    >>> duration(99), duration(600), duration(7200)
+    ('99 s', '10 min', '2.0 h')
+    """
     if seconds is None:
         return "-"
     if seconds < 100:
@@ -152,8 +154,13 @@ def duration(seconds: float | None) -> str:
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    found = list(values)
-    return None if None in found else sum(value for value in found if value is not None)
+    """Return the sum, or None if a value is not known."""
+    total = 0.0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def _usd(value: float | None) -> str:

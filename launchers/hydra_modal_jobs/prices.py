@@ -1,16 +1,12 @@
-"""What a job costs an hour: the workspace's own rates, else a dated table."""
+"""What a job on Modal costs an hour, by a dated table of list prices."""
 
 from __future__ import annotations
-
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from hydra_modal_jobs.config import ModalJobsConf
 
 TABLE_DATE = "2026-09-24"
 # USD per second, as quoted in public repositories at that date.
-_GPU = {
+_GPU_USD = {
     "T4": 0.000164,
     "L4": 0.000222,
     "A10": 0.000306,
@@ -23,84 +19,40 @@ _GPU = {
     "B200": 0.001736,
 }
 _ALIASES = {"A10G": "A10", "A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
-_CORE = 0.0000131  # a physical core
-_GIB = 0.00000222
-_LEAST_CORES = 0.125
-_LEAST_GIB = 0.125
+_CORE_USD = 0.0000131  # per second of a physical core
+_GIB_USD = 0.00000222  # per second of a GiB of memory
+_MIN_CORES = 0.125  # billed even if less is used
+_MIN_GIB = 0.125
 _BROAD_REGIONS = ("us", "eu", "ap", "uk", "ca", "me", "sa", "af", "mx", "jp", "au")
-_BROAD, _NARROW = 1.5, 1.75
-
-_PATIENCE = 5.0  # seconds
+_BROAD_REGION_FACTOR, _NARROW_REGION_FACTOR = 1.5, 1.75
 
 
-@dataclass(frozen=True)
-class Prices:
-    """USD per second of each resource, and whose figures these are."""
+def usd_per_hour(settings: ModalJobsConf) -> tuple[float | None, float | None]:
+    """Return the lowest and highest USD per hour, since the GPU may be one of the fallbacks.
 
-    gpu: Mapping[str, float]
-    core: float
-    gib: float
-    source: str
-
-    def per_hour(self, settings: ModalJobsConf) -> tuple[float | None, float | None]:
-        """Least and most, as the GPU may be a fallback; None where a GPU has no known price."""
-        cores = max(settings.cpu or 0.0, _LEAST_CORES)
-        gib = max((settings.memory or 0) / 1024, _LEAST_GIB)
-        rest = cores * self.core + gib * self.gib
-        kinds = [settings.gpu, *settings.gpu_fallback] if settings.gpu else []
-        gpus = [self._gpu(kind) for kind in kinds if kind] or [0.0]
-        totals = [
-            None if gpu is None else (gpu * settings.gpu_count + rest) * 3600 * _region(settings)
-            for gpu in gpus
-        ]
-        known = [total for total in totals if total is not None]
-        return min(known, default=None), None if None in totals else max(known, default=None)
-
-    def _gpu(self, name: str) -> float | None:
-        kind = name.upper().partition(":")[0]
-        return self.gpu.get(_ALIASES.get(kind, kind))
-
-
-TABLE = Prices(_GPU, _CORE, _GIB, f"list prices of {TABLE_DATE}")
-
-
-def live() -> Prices:
-    """The workspace's rates where it answers and they are understood, else the table.
-
-    The keys of the rates are documented nowhere: one counts if it names the resource and its
-    figure, taken as USD per second or per hour, is of the order of the table's.
+    The lowest is None if no GPU has a known price, the highest if any has none.
     """
-    try:
-        import modal
-
-        from hydra_modal_jobs.backends.modal_app import within
-
-        said = within(_PATIENCE, lambda: modal.Workspace.from_context().billing.rates())
-        rates = {name: float(rate) for name, rate in said.items()}
-    except Exception:  # no account, no network, an older server: the table says its date
-        return TABLE
-    gpu = {name: _find(rates, name, price) for name, price in _GPU.items()}
-    found = {name: price for name, price in gpu.items() if price is not None}
-    if not found:
-        return TABLE
-    core, gib = _find(rates, "cpu", _CORE), _find(rates, "memory", _GIB)
-    partly = "" if len(found) == len(_GPU) and core and gib else f" ({TABLE_DATE} for the rest)"
-    return Prices(
-        {**_GPU, **found}, core or _CORE, gib or _GIB, f"this workspace's rates now{partly}"
-    )
+    cores = max(settings.cpu or 0.0, _MIN_CORES)
+    gib = max((settings.memory or 0) / 1024, _MIN_GIB)
+    cpu_and_memory = cores * _CORE_USD + gib * _GIB_USD
+    kinds = [settings.gpu, *settings.gpu_fallback] if settings.gpu else []
+    prices = [_gpu_usd(kind) for kind in kinds if kind] or [0.0]
+    factor = 3600 * _region_factor(settings)
+    totals = [
+        None if price is None else (price * settings.gpu_count + cpu_and_memory) * factor
+        for price in prices
+    ]
+    known = [total for total in totals if total is not None]
+    return min(known, default=None), None if None in totals else max(known, default=None)
 
 
-def _find(rates: Mapping[str, float], name: str, listed: float) -> float | None:
-    wanted = set(re.findall(r"[a-z]+|\d+", name.lower()))
-    for key, value in rates.items():
-        if wanted <= set(re.findall(r"[a-z]+|\d+", key.lower())):
-            for second in (value, value / 3600):
-                if listed / 4 < second < listed * 4:
-                    return second
-    return None
+def _gpu_usd(name: str) -> float | None:
+    kind = name.upper().partition(":")[0]
+    return _GPU_USD.get(_ALIASES.get(kind, kind))
 
 
-def _region(settings: ModalJobsConf) -> float:
+def _region_factor(settings: ModalJobsConf) -> float:
     if not settings.region:
         return 1.0
-    return _BROAD if settings.region.lower() in _BROAD_REGIONS else _NARROW
+    is_broad = settings.region.lower() in _BROAD_REGIONS
+    return _BROAD_REGION_FACTOR if is_broad else _NARROW_REGION_FACTOR

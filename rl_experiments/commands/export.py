@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra_modal_jobs.secrets import Secrets
+from hydra_modal_jobs import Secrets
 from omegaconf import OmegaConf
 
 from rl_experiments.checkpoints.manifest import CorruptCheckpoint, Manifest
@@ -41,7 +41,7 @@ def export(words: Sequence[str]) -> None:
         folder.mkdir()
         base = save_model(checkpoint, folder, cfg, label=label)
         card = model_card(checkpoint, step, cfg, base=base, name=destination.model_name)
-        (folder / "README.md").write_text(Secrets.here().redact(card))
+        (folder / "README.md").write_text(Secrets.from_environment().redact(card))
         size_bytes = sum(path.stat().st_size for path in folder.iterdir())
         place = destination.send(folder)
         print(f"{checkpoint} is in {place} ({size_bytes / 1e6:,.1f} MB)")

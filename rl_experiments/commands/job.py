@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rl_experiments.config.messages import explain_config_error
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.storage.disk_errors import disk_error, is_disk_error
+from rl_experiments.terminal import interrupts
 
 
 def user_message(error: BaseException) -> str | None:
@@ -30,6 +31,7 @@ def job(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], float
 
     @functools.wraps(function)
     def run(cfg: DictConfig) -> float:
+        interrupts.watch()  # this may be a process that the launcher has started
         try:
             return function(cfg)
         except UserError:

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 
 from rl_experiments.paths import RUNS
 
+# Modules as the run folders of earlier versions name them, and their present names.
+FORMER_NAMES = {
+    "rl_experiments.train": "rl_experiments.commands.train",
+    "rl_experiments.evaluate": "rl_experiments.commands.evaluate",
+    "rl_experiments.check": "rl_experiments.preflight",
+    "rl_experiments.schema": "rl_experiments.config.schema",
+}
+
 
 def runs(words: Sequence[str]) -> None:
     """List the runs, or `runs attach|logs|cancel|pull RUN ...`."""
-    from hydra_modal_jobs import run_commands
+    import hydra_modal_jobs
 
-    run_commands.runs(words, root=RUNS)
+    hydra_modal_jobs.runs(words, root=RUNS, former_names=FORMER_NAMES)
 
 
 def resume(words: Sequence[str]) -> None:
     """Go on with the jobs of a run that did not finish: `resume RUN [SETTING=VALUE ...]`."""
-    from hydra_modal_jobs import run_commands
+    import hydra_modal_jobs
 
-    run_commands.resume(words, root=RUNS)
+    hydra_modal_jobs.resume(words, root=RUNS, former_names=FORMER_NAMES)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.errors import HydraException
-from hydra_modal_jobs.errors import JobFailed, LaunchRefused
+from hydra_modal_jobs import JobFailed, LaunchRefused
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 

@@ -45,7 +45,7 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
 
 def _git_state() -> dict[str, Any] | None:
     """Return the commit of the code that runs, and whether the checkout differs from it."""
-    from hydra_modal_jobs.bundle import git_state
+    from hydra_modal_jobs import git_state
 
     # A container has no checkout; the launcher says there what it has sent.
     sent: dict[str, Any] | None = json.loads(os.environ.get(_SOURCE_VARIABLE, "null"))

@@ -1,4 +1,4 @@
-"""The launcher composes the jobs of a sweep as Hydra does, only faster."""
+"""The launcher composes the jobs of a sweep as Hydra does, but faster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
-from hydra_modal_jobs.jobs.compose import SweepLoader
+from hydra_modal_jobs.jobs.sweep_loader import SweepLoader
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from environments.bfcl_single_turn import official
@@ -32,7 +32,7 @@ JOBS = [
 
 @pytest.fixture
 def master(hydra_restore_singletons: None) -> tuple[ConfigLoader, DictConfig]:
-    """Hydra's own loader and what it composed for the sweep."""
+    """Return Hydra's own loader and what it composed for the sweep."""
     register()
     setup_globals()
     search_path = create_config_search_path(str(CONF_DIR))
@@ -41,30 +41,57 @@ def master(hydra_restore_singletons: None) -> tuple[ConfigLoader, DictConfig]:
     return hydra.config_loader, hydra.compose_config("config", overrides, RunMode.MULTIRUN)
 
 
-def told(config: DictConfig) -> tuple[str, dict[str, Any]]:
+def content(config: DictConfig) -> tuple[str, dict[str, Any]]:
+    """Return the values, interpolations kept, and the types of the top-level nodes."""
     nodes = {"": config, **{str(key): config._get_node(key) for key in config}}
     return OmegaConf.to_yaml(config), {key: OmegaConf.get_type(nodes[key]) for key in nodes}
 
 
-def test_every_job_is_the_same(master: tuple[ConfigLoader, DictConfig]) -> None:
-    own, sweep = master
-    quick = SweepLoader.over(own)
+def test_every_job_is_composed_as_by_hydra(master: tuple[ConfigLoader, DictConfig]) -> None:
+    hydras, sweep = master
+    quick = SweepLoader.over(hydras)
     assert isinstance(quick, SweepLoader)
     for overrides in [*JOBS, *reversed(JOBS)]:
         composed = quick.load_sweep_config(sweep, overrides)
-        assert told(composed) == told(own.load_sweep_config(sweep, overrides))
-        assert quick.taken(sweep, overrides) is composed
-        with open_dict(composed):  # which no other job may see
+        assert content(composed) == content(hydras.load_sweep_config(sweep, overrides))
+        assert quick.take(sweep, overrides) is composed
+        with open_dict(composed):  # no other job may see this
             composed.trainer.max_steps, composed.new = -1, 1
+
+
+def test_hydras_own_loader_composes_with_any_other_version_of_hydra(
+    master: tuple[ConfigLoader, DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hydras, _ = master
+    monkeypatch.setattr("hydra.__version__", "1.3.9")
+    assert SweepLoader.over(hydras) is hydras
+
+
+def test_hydras_own_loader_composes_if_its_result_differs(
+    master: tuple[ConfigLoader, DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hydras, sweep = master
+    quick = SweepLoader.over(hydras)
+    merge = SweepLoader._compose_config_from_defaults_list
+
+    def differ(self: SweepLoader, *arguments: Any) -> DictConfig:
+        config = merge(self, *arguments)
+        config.seed = 999
+        return config
+
+    monkeypatch.setattr(SweepLoader, "_compose_config_from_defaults_list", differ)
+    for overrides in JOBS:
+        expected = content(hydras.load_sweep_config(sweep, overrides))
+        assert content(quick.load_sweep_config(sweep, overrides)) == expected
 
 
 def test_a_job_is_given_the_packages_of_its_environment(
     master: tuple[ConfigLoader, DictConfig],
 ) -> None:
-    own, sweep = master
+    hydras, sweep = master
 
     def image(env: str) -> Any:
-        return own.load_sweep_config(sweep, [f"env={env}"]).hydra.launcher.image
+        return hydras.load_sweep_config(sweep, [f"env={env}"]).hydra.launcher.image
 
     plain, other = image("game2048").pip, image("reasoning_gym").pip
     assert {name.split("==")[0] for name in plain} == {"nvidia-ml-py", "vllm"}
@@ -76,8 +103,8 @@ def test_a_job_is_given_the_packages_of_its_environment(
     assert any(name.startswith("tree-sitter==") for name in image("bfcl_single_turn").pip)
 
 
-def test_a_mistake_is_the_same(master: tuple[ConfigLoader, DictConfig]) -> None:
-    own, sweep = master
-    for loader in (own, SweepLoader.over(own)):
+def test_a_mistake_is_refused_as_by_hydra(master: tuple[ConfigLoader, DictConfig]) -> None:
+    hydras, sweep = master
+    for loader in (hydras, SweepLoader.over(hydras)):
         with pytest.raises(ConfigCompositionException, match="Could not override 'tpyo'"):
             loader.load_sweep_config(sweep, ["tpyo=1"])

@@ -1,4 +1,4 @@
-"""Hydra's own suite for launchers: in this process, in processes of their own, and on Modal."""
+"""Hydra's own tests of launchers, passed by every backend."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from tests.support.forked import ForkingPopen
 from tests.support.launching import settings
 from tests.support.servers import launcher_server
 
-pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning"),
+]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Overrides that send the jobs there, and where their folders are if not on this machine."""
+    """Overrides that choose a backend, and where it keeps the jobs' folders if not here."""
 
     overrides: list[str]
     outputs: Path | None = None
@@ -37,7 +40,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def version_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite's, whatever another test has left in this process."""
+    """Use the suite's version base, whatever another test has left in this process."""
     monkeypatch.setattr(VersionBase.instance(), "version_base", __compat_version__)
 
 
@@ -50,12 +53,14 @@ def forked_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
 
 
-@pytest.fixture(params=["local", "processes", "modal"])
+@pytest.fixture(params=["local", "parallel", "debug", "modal"])
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     if request.param != "modal":
-        yield Place(settings(gpu="local", max_parallel=1 if request.param == "local" else 2))
+        backend = "debug" if request.param == "debug" else "local"
+        at_once = 2 if request.param == "parallel" else 1
+        yield Place(settings(gpu="local", backend=backend, max_parallel=at_once))
         return
     root = tmp_path_factory.mktemp("elsewhere")
     volumes = settings(
@@ -92,7 +97,7 @@ class TestBatches(BatchedSweeperTestSuite):
         return [*place.overrides, "hydra.sweeper.max_batch_size=2"]
 
 
-@pytest.mark.parametrize("place", ["local", "modal"], indirect=True)
+@pytest.mark.parametrize("place", ["local", "debug", "modal"], indirect=True)
 class TestApplications(IntegrationTestSuite):
     """Scripts in a process of their own, each with one job."""
 
@@ -103,14 +108,14 @@ class TestApplications(IntegrationTestSuite):
     @pytest.fixture
     def extra_flags(self, place: Place, launcher_name: str) -> list[str]:
         self.outputs = place.outputs
-        # One of the tests runs again in the folder of its first run.
-        again = "hydra.launcher.resume=true"
-        return ["-m", f"hydra/launcher={launcher_name}", again, *place.overrides]
+        # One of the tests runs twice in one folder.
+        resume = "hydra.launcher.resume=true"
+        return ["-m", f"hydra/launcher={launcher_name}", resume, *place.overrides]
 
     def get_test_app_working_dir(self) -> Path | None:
         return self.outputs
 
 
-def test_discovery() -> None:
-    found = [launcher.__name__ for launcher in Plugins.instance().discover(Launcher)]
-    assert ModalJobsLauncher.__name__ in found
+def test_hydra_discovers_the_launcher() -> None:
+    launchers = [launcher.__name__ for launcher in Plugins.instance().discover(Launcher)]
+    assert ModalJobsLauncher.__name__ in launchers

@@ -1,9 +1,8 @@
-"""What goes wrong on Modal: jobs that fail, machines that go away, and starts that are refused."""
+"""Faults on Modal: jobs that fail, machines that go away, launches that are refused."""
 
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 from grpclib import Status
@@ -13,9 +12,12 @@ from tests.support.launching import Client, client, json_lines, plane, settings,
 
 __all__ = ["client", "plane"]  # fixtures
 
+pytestmark = pytest.mark.slow
 
-def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
-    """Each is classed, says what to change and where its traceback lies; only some are retried."""
+
+def test_each_failure_says_what_to_change_and_only_some_are_retried(
+    client: Client, plane: ControlPlane
+) -> None:
     kinds = {
         "train": ("done", 1, ""),
         "fail": ("user_code", 1, "ValueError: no such luck with x=0"),
@@ -30,7 +32,7 @@ def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
     }
     launched = client.launch(f"do={','.join(kinds)}", *settings(retries=1, max_parallel=3), code=1)
     assert "6 of 10 jobs did not finish" in launched.err
-    for num, (result, (kind, attempts, said)) in enumerate(
+    for num, (result, (kind, attempts, words)) in enumerate(
         zip(client.results(), kinds.values(), strict=True)
     ):
         assert result.get("failure", {}).get("kind", result["state"]) == kind, launched.out
@@ -39,7 +41,7 @@ def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
         assert error.exists() == (kind != "done")
         if kind != "done":
             (line,) = re.findall(rf"^\[{num}\] (.*\(traceback: .*\))$", launched.out, re.M)
-            assert said in line and f"(traceback: {error})" in line
+            assert words in line and f"(traceback: {error})" in line
     trace = (client.job(1) / "error.txt").read_text()
     assert trace.startswith("Traceback") and "in fail\n" in trace
     assert (client.job(6) / "log.txt").read_text() == "0 %\n100 %\n"
@@ -47,8 +49,10 @@ def test_jobs_that_fail(client: Client, plane: ControlPlane) -> None:
     assert len(re.findall(r"^ +\d +(?:failed|done) ", launched.out, re.M)) == 10
 
 
-def test_containers_that_go_away(client: Client, plane: ControlPlane) -> None:
-    """A job goes on from its checkpoint, uncounted; one that gets nowhere fails in the end."""
+def test_a_job_whose_container_is_lost_continues_from_its_checkpoint(
+    client: Client, plane: ControlPlane
+) -> None:
+    """Such attempts are not counted as failures, unless nothing new was saved in them."""
     launched = client.start(
         "do=train,stuck", "x=1,2", "steps=12", "seconds=0.2", *settings(retries=0)
     )
@@ -78,8 +82,10 @@ def test_containers_that_go_away(client: Client, plane: ControlPlane) -> None:
     assert first["seconds"] > 12 * 0.2
 
 
-def test_attempts_that_run_out_of_time(client: Client, plane: ControlPlane) -> None:
-    """A job is asked to stop in time and goes on in the next attempt; a deaf one times out."""
+def test_a_job_that_runs_out_of_time_continues_in_the_next_attempt(
+    client: Client, plane: ControlPlane
+) -> None:
+    """It is asked to stop in time; one that does not answer times out."""
     deaf = client.start("do=stuck", "name=deaf", *settings(timeout=5, retries=0))
     launched = client.start("steps=40", "seconds=0.1", *settings(timeout=5, retries=2))
     launched.to_end()
@@ -110,8 +116,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused_starts(client: Client, plane: ControlPlane, what: str) -> None:
-    """One line that names the setting; nothing is left of it, there or here."""
+def test_a_refused_launch_is_one_line_and_leaves_nothing_behind(
+    client: Client, plane: ControlPlane, what: str
+) -> None:
     overrides: list[str] = []
     variables: dict[str, str] = {}
     if what == "image":
@@ -136,9 +143,10 @@ def test_refused_starts(client: Client, plane: ControlPlane, what: str) -> None:
     assert not (client.folder / "runs").exists()
 
 
-def test_a_service_that_does_not_answer(client: Client, plane: ControlPlane) -> None:
-    """Nothing starts without it; jobs that run are not given up: all of them comes later."""
-    begun = time.monotonic()
+def test_running_jobs_are_not_given_up_while_the_service_is_away(
+    client: Client, plane: ControlPlane
+) -> None:
+    """Their output and files come later; no new job starts meanwhile."""
     other = client.start("name=other", variables={"MODAL_SERVER_URL": "http://127.0.0.1:9"})
     launched = client.start("x=1,2", "steps=10", "seconds=0.2")
     launched.wait("[1] step 3")
@@ -152,6 +160,5 @@ def test_a_service_that_does_not_answer(client: Client, plane: ControlPlane) -> 
         assert len(json_lines(client.job(num) / "metrics.jsonl")) == 10
 
     other.to_end(code=1)
-    assert time.monotonic() - begun < 30
     assert "cannot be reached" in other.line
     assert not client.job(run="other").exists() and len(plane.apps) == 1

@@ -1,18 +1,24 @@
-"""Jobs on Modal by the real client, against the stand-in: what is sent, and what comes back."""
+"""Jobs on Modal by the real client, against the stand-in: what is sent, what comes back."""
 
 from __future__ import annotations
 
 import json
 import re
 
+import pytest
+
 from tests.fakes.control_plane import ControlPlane
 from tests.support.launching import Client, client, json_lines, plane, settings
 
 __all__ = ["client", "plane"]  # fixtures
 
+pytestmark = pytest.mark.slow
 
-def test_a_sweep_over_gpus(client: Client, plane: ControlPlane) -> None:
-    """Each job gets its own kind of container, in one app, with one image."""
+
+def test_each_job_of_a_sweep_over_gpus_gets_its_own_kind_of_container(
+    client: Client, plane: ControlPlane
+) -> None:
+    """They share one app and one image."""
     plane.add_secret("art-secrets", {"TOKEN": "of the art"})
     resources = settings(
         gpu_fallback=["L4"],
@@ -61,8 +67,10 @@ def test_a_sweep_over_gpus(client: Client, plane: ControlPlane) -> None:
     assert app.id in launched.out
 
 
-def test_a_single_job(client: Client, plane: ControlPlane) -> None:
-    """Its log is shown as it comes; small files come back by themselves, checkpoints do not."""
+def test_the_log_is_shown_as_it_comes_and_files_come_back(
+    client: Client, plane: ControlPlane
+) -> None:
+    """Checkpoints come back only when they are asked for."""
     text = "x" * 8192  # with it, the payload is too large for a message
     launched = client.launch("steps=2", f"text={text}")
     assert plane.rpcs["BlobCreate"] == 1
@@ -79,8 +87,10 @@ def test_a_single_job(client: Client, plane: ControlPlane) -> None:
     assert client.runs("runs", "logs", "toy").out.splitlines() == expected
 
 
-def test_several_gpus_in_a_container(client: Client, plane: ControlPlane) -> None:
-    """The job starts once for each; the result is the first one's, or the first failure."""
+def test_a_job_starts_once_for_each_gpu_of_its_container(
+    client: Client, plane: ControlPlane
+) -> None:
+    """The result is that of rank 0, or the first failure."""
     client.launch("do=ranks,fail_second", "gpu=H100", *settings(gpu_count=2), code=1)
     assert plane.functions["h100x2"].gpus == ("H100:2",)
     first, second = client.results()
@@ -103,8 +113,8 @@ main()
 """
 
 
-def test_a_closure_of_20_megabytes(client: Client) -> None:
-    """A script's function has no name to import it by, and goes by value with its data."""
+def test_the_function_of_a_script_travels_with_20_megabytes_of_data(client: Client) -> None:
+    """It cannot be imported by name, so it is pickled."""
     (client.folder / "script.py").write_text(SCRIPT)
     client.launch(
         "hydra/launcher=modal_jobs", "hydra.sweep.dir=runs/script", program="script.py -m"
@@ -113,8 +123,9 @@ def test_a_closure_of_20_megabytes(client: Client) -> None:
     assert result["value"] == 20 << 20
 
 
-def test_a_budget(client: Client, plane: ControlPlane) -> None:
-    """Refused above the cap; a job that has spent its part stops after a checkpoint."""
+def test_a_launch_above_the_budget_is_refused_and_a_job_that_spent_it_stops(
+    client: Client, plane: ControlPlane
+) -> None:
     capped = settings(max_usd=0.002)
     line = client.launch("gpu=H100", *capped, code=1).line
     assert "max_usd=0.002" in line and "may cost" in line
@@ -134,7 +145,7 @@ def test_a_budget(client: Client, plane: ControlPlane) -> None:
 
 
 def test_secrets_are_seen_by_the_job_alone(client: Client, plane: ControlPlane) -> None:
-    """No file, line or message holds a value, even where the job lets it out."""
+    """No file, line or message holds a value, even if the job prints or raises it."""
     values = {
         "WANDB_API_KEY": "canary-of-the-environment",
         "FROM_DOTENV": "canary-of-dotenv",
@@ -143,7 +154,7 @@ def test_secrets_are_seen_by_the_job_alone(client: Client, plane: ControlPlane) 
     (client.folder / ".env").write_text(f"FROM_DOTENV={values['FROM_DOTENV']}\n")
     plane.add_secret("art-secrets", {"HF_TOKEN": values["HF_TOKEN"]})
     launched = client.launch(
-        "do=tell_secrets,fail_with_secrets",
+        "do=leak_secrets,fail_with_secrets",
         "text=${oc.env:WANDB_API_KEY}",
         *settings(secrets__environment=["WANDB_API_KEY"], secrets__modal=["art-secrets"]),
         variables={"WANDB_API_KEY": values["WANDB_API_KEY"]},

@@ -1,4 +1,4 @@
-"""Optuna's sweeper drives the launcher: trials in batches, here and on Modal."""
+"""Optuna's sweeper drives the launcher: trials in batches, on this machine and on Modal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tests.support.program import Program
 
 __all__ = ["client", "plane"]  # fixtures
 
+pytestmark = pytest.mark.slow
+
 SWEEP = [
     "hydra/sweeper=optuna",
     "hydra.sweeper.n_trials=4",
@@ -23,7 +25,7 @@ SWEEP = [
 ]
 NUMBERS = "x=range(0,20)"
 PLACES = pytest.mark.parametrize("gpu", ["local", "null"])
-HERE = settings(max_parallel=2)
+TWO_AT_A_TIME = settings(max_parallel=2)
 
 
 def best(run: Path) -> Any:
@@ -32,12 +34,12 @@ def best(run: Path) -> Any:
 
 def odd_fail(client: Client) -> list[str]:
     (client.folder / "there").touch()
-    return ["do=fail_while_told", f"text={client.folder}/there", *HERE]
+    return ["do=fail_while_file_exists", f"text={client.folder}/there", *TWO_AT_A_TIME]
 
 
 @PLACES
-def test_the_best_of_the_trials_is_found(client: Client, gpu: str) -> None:
-    client.launch(*SWEEP, NUMBERS, *HERE, f"gpu={gpu}")
+def test_the_best_trial_is_reported(client: Client, gpu: str) -> None:
+    client.launch(*SWEEP, NUMBERS, *TWO_AT_A_TIME, f"gpu={gpu}")
     values, run = [result["value"] for result in client.results()], client.folder / "runs/toy"
     assert len(values) == 4
     assert best(run)["best_value"] == max(values)
@@ -60,17 +62,17 @@ def test_a_failed_trial_is_not_the_end(client: Client, gpu: str) -> None:
 def test_too_many_failed_trials_are_the_end(client: Client) -> None:
     done = client.launch(*SWEEP, NUMBERS, *odd_fail(client), "gpu=local", code=1)
     assert len(client.states()) == 2
-    assert "told to fail" in done.out
+    assert "the file exists" in done.out
 
 
 @pytest.mark.parametrize("gpu", ["local", "t4"])
-def test_the_project_itself(
+def test_optuna_tunes_an_evaluation_of_this_project(
     program: Program, plane: ControlPlane, tmp_path: Path, gpu: str
 ) -> None:
     space = ["policy=choice(random,merge_greedy)", "num_examples=40", "name=policies"]
     mounts = settings(volumes__cache=f"{tmp_path}/cache", volumes__outputs=f"{tmp_path}/outputs")
     done = program("evaluate", *SWEEP, *space, *mounts, f"gpu={gpu}", **plane.environment)
     assert done.returncode == 0, done.stderr
-    found = best(tmp_path / "runs" / "policies")
-    assert found["best_params"] == {"policy": "merge_greedy"}
-    assert found["best_value"] > 0.7
+    trial = best(tmp_path / "runs" / "policies")
+    assert trial["best_params"] == {"policy": "merge_greedy"}
+    assert trial["best_value"] > 0.7

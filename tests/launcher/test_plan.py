@@ -1,4 +1,4 @@
-"""What a launch says and refuses before anything is spent, and what it sends along."""
+"""What a launch shows and refuses before anything is spent, and what it sends along."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
-from hydra_modal_jobs import bundle as _source
-from hydra_modal_jobs import names as _names
-from hydra_modal_jobs import plan as _plan
-from hydra_modal_jobs import prices as _prices
+from hydra_modal_jobs import LaunchRefused, Secrets, bundle, plan
 from hydra_modal_jobs.config import ModalJobsConf, SecretsConf, VolumesConf
-from hydra_modal_jobs.errors import LaunchRefused
-from hydra_modal_jobs.jobs import job as _job
-from hydra_modal_jobs.jobs.job import Job
-from hydra_modal_jobs.secrets import Secrets
+from hydra_modal_jobs.jobs.compose import compose
+from hydra_modal_jobs.jobs.job import Job, cost_key
+from hydra_modal_jobs.names import valid_name, volume_names
+from hydra_modal_jobs.prices import usd_per_hour
 
 from rl_experiments.commands.train import train
 from rl_experiments.config.registration import register
 from rl_experiments.paths import CONF_DIR
-from tests.fakes.control_plane import ControlPlane
 from tests.support.paths import CHECKOUT
 from tests.support.program import Program
 
@@ -45,7 +41,7 @@ def context() -> Iterator[HydraContext]:
 def composed(context: HydraContext, folder: Path, *overrides: str, num: int = 0) -> Job:
     words = [*overrides, "name=x", f"hydra.sweep.dir={folder}/x"]
     master = context.config_loader.load_configuration("config", words, RunMode.MULTIRUN)
-    return _job.compose(context, train, master, words, num=num)
+    return compose(context, train, master, words, num=num)
 
 
 def cells(printed: str, job: int) -> list[str]:
@@ -87,36 +83,17 @@ def test_a_plan_of_local_jobs_has_times_and_no_prices(program: Program) -> None:
     assert "USD" not in done.stdout
 
 
-def test_the_workspaces_own_prices_are_used(
-    program: Program, tmp_path: Path, plane: ControlPlane
-) -> None:
-    plane.set_rates({"gpu_a10": "0.000500", "cpu": "0.0000131", "memory": "0.00000222"})
-    done = program("plan", "gpu=a10g", **plane.environment)
-    assert done.returncode == 0, done.stderr
-    assert "this workspace's rates now (2026-09-24 for the rest)" in done.stdout
-    assert cells(done.stdout, 0)[3] == "1.81"
-    plane.set_rates({"gpu_a10": "7"})  # of another order: not understood, so not believed
-    assert cells(program("plan", "gpu=a10g", **plane.environment).stdout, 0)[3] == "1.11"
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-        assert plane.errors == []
-
-
 def test_fallbacks_and_regions_have_their_price() -> None:
-    low, high = _prices.TABLE.per_hour(ModalJobsConf(gpu="H100", gpu_fallback=["A100-80GB"]))
+    low, high = usd_per_hour(ModalJobsConf(gpu="H100", gpu_fallback=["A100-80GB"]))
     assert low is not None and high is not None and low < high
-    eight = _prices.TABLE.per_hour(ModalJobsConf(gpu="H100", gpu_count=8))[1]
+    eight = usd_per_hour(ModalJobsConf(gpu="H100", gpu_count=8))[1]
     assert eight == pytest.approx(8 * 0.001097 * 3600, rel=0.01)
     plain, broad, narrow = (
-        _prices.TABLE.per_hour(ModalJobsConf(gpu="L4", region=region))[1] or 0.0
+        usd_per_hour(ModalJobsConf(gpu="L4", region=region))[1] or 0.0
         for region in (None, "eu", "us-east-1")
     )
     assert (broad / plain, narrow / plain) == pytest.approx((1.5, 1.75))
-    assert _prices.TABLE.per_hour(ModalJobsConf(gpu="X1")) == (None, None)
+    assert usd_per_hour(ModalJobsConf(gpu="X1")) == (None, None)
 
 
 def test_costs_are_expected_from_runs_of_the_same_shape(
@@ -130,18 +107,18 @@ def test_costs_are_expected_from_runs_of_the_same_shape(
         folder = tmp_path / f"earlier/{number}/.job"
         folder.mkdir(parents=True)
         like = composed(context, tmp_path, "gpu=a10g", "trainer.learning_rate=9e-6")
-        result = {"state": state, "seconds": seconds, "shape": _job.shape(like)}
+        result = {"state": state, "seconds": seconds, "shape": cost_key(like)}
         (folder / "result.json").write_text(json.dumps(result))
-    known, unknown = _plan.estimate([job, other], _prices.TABLE)
+    known, unknown = plan.estimate([job, other])
     per_hour = known.per_hour[1]
     assert per_hour is not None
     assert (known.seconds, known.low, known.expected) == (3600, per_hour / 2, per_hour)
     assert known.bound == known.expected and known.high == pytest.approx(per_hour * 8)
     assert (unknown.low, unknown.expected) == (None, None) and unknown.bound == unknown.high
-    _plan.refuse_above([known], per_hour * 1.1, spent=0.0)
+    plan.refuse_above([known], per_hour * 1.1, spent=0.0)
     with pytest.raises(LaunchRefused, match="is expected to cost"):
-        _plan.refuse_above([known], per_hour * 1.1, spent=per_hour * 0.2)
-    shares = _plan.share([known, unknown], 10.0, spent=2.0)
+        plan.refuse_above([known], per_hour * 1.1, spent=per_hour * 0.2)
+    shares = plan.shares([known, unknown], 10.0, spent=2.0)
     assert sum(share or 0.0 for share in shares) == pytest.approx(8.0)
 
 
@@ -161,15 +138,15 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), [(words, said) for words, *said in REFUSED])
+@pytest.mark.parametrize(("overrides", "named"), [(words, named) for words, *named in REFUSED])
 def test_what_is_wrong_is_refused_in_one_line(
-    program: Program, tmp_path: Path, words: str, said: list[str]
+    program: Program, tmp_path: Path, overrides: str, named: list[str]
 ) -> None:
     (tmp_path / ".env").write_text("WANDB_API_KEY=canary-4711-value\n")
-    done = program("plan", *words.split())
+    done = program("plan", *overrides.split())
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert all(word in done.stderr for word in said)
+    assert all(words in done.stderr for words in named)
     assert "canary-4711-value" not in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -185,25 +162,25 @@ def test_everything_that_a_job_imports_goes_along_and_nothing_secret(
     context: HydraContext, tmp_path: Path
 ) -> None:
     job = composed(context, tmp_path, "gpu=a10g")
-    sent = _source.sources([job])
+    sent = bundle.sources([job])
     by_name = {str(remote.relative_to("/root")): path for path, remote in sent.items()}
     for name in ("rl_experiments", "environments", "conf", "hydra_modal_jobs"):
         assert by_name[name].is_dir(), name
-    assert by_name["conf"] == CONF_DIR and _source.is_config(CONF_DIR, [job])
+    assert by_name["conf"] == CONF_DIR and bundle.is_config_folder(CONF_DIR, [job])
     assert CHECKOUT not in sent and not any("site-packages" in str(path) for path in sent)
     assert all(remote.is_relative_to(PurePosixPath("/root")) for remote in sent.values())
     for name in (".env", ".env.local", "a/.git/config", ".venv/lib/x.py", "runs/a/0/log.txt"):
-        assert _source.ignored(Path(name)), name
+        assert bundle.is_never_sent(Path(name)), name
     for name in ("__pycache__/a.pyc", "keys/id_rsa", "certs/a.pem", ".netrc", "wandb/run/x"):
-        assert _source.ignored(Path(name)), name
+        assert bundle.is_never_sent(Path(name)), name
     for name in ("game.py", "words.txt", "data/questions.jsonl", "README.md"):
-        assert not _source.ignored(Path(name)), name
-    assert _source.not_config(Path("notes.txt")) and not _source.not_config(Path("env/a.yaml"))
+        assert not bundle.is_never_sent(Path(name)), name
+    assert bundle.is_not_config(Path("notes.txt")) and not bundle.is_not_config(Path("env/a.yaml"))
 
 
 def test_names_are_made_valid_and_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _names.valid("rl-experiments-ann-x_1.0") == "rl-experiments-ann-x_1.0"
-    made = [_names.valid(name) for name in ("a b", "a-b", "a/b", "é", "x" * 80, "x" * 81)]
+    assert valid_name("rl-experiments-ann-x_1.0") == "rl-experiments-ann-x_1.0"
+    made = [valid_name(name) for name in ("a b", "a-b", "a/b", "é", "x" * 80, "x" * 81)]
     assert len(set(made)) == 6
     assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) for name in made)
     for name in ("EXPERIMENTER", "EXPERIMENT_NAME"):
@@ -217,16 +194,16 @@ def test_volumes_of_the_original_names(tmp_path: Path, monkeypatch: pytest.Monke
     settings = ModalJobsConf(
         volumes=VolumesConf(prefix="verifiers"), secrets=SecretsConf(dotenv=f"{tmp_path}/.env")
     )
-    assert _names.volume_names(settings) == {
+    assert volume_names(settings) == {
         "/cache": "verifiers-cache-ann-default",
         "/outputs": "verifiers-outputs-ann-default",
     }
     monkeypatch.setenv("EXPERIMENT_NAME", "long run")
-    names = _names.volume_names(settings)
+    names = volume_names(settings)
     assert names["/cache"].startswith("verifiers-cache-ann-long-run-")
     settings.volumes.outputs = "/cache"
     with pytest.raises(LaunchRefused, match=r"hydra\.launcher\.volumes\.cache"):
-        _names.volume_names(settings)
+        volume_names(settings)
 
 
 def test_secrets_come_from_dotenv_and_the_environment(
@@ -236,7 +213,7 @@ def test_secrets_come_from_dotenv_and_the_environment(
     monkeypatch.setenv("WANDB_API_KEY", "this-one-wins")
     monkeypatch.setenv("UNRELATED_TOKEN", "stays-here")
     (tmp_path / ".env").write_text("WANDB_API_KEY=of-the-file\nEXPERIMENTER=ann\nOPENAI_API_KEY=\n")
-    secrets = Secrets.find(SecretsConf(dotenv=f"{tmp_path}/.env", environment=["HF_TOKEN"]))
+    secrets = Secrets.load(SecretsConf(dotenv=f"{tmp_path}/.env", environment=["HF_TOKEN"]))
     assert secrets.names == ["HF_TOKEN", "WANDB_API_KEY"]
     assert secrets.values()["WANDB_API_KEY"] == "this-one-wins"
     assert secrets.redact("key=this-one-wins!") == "key=[WANDB_API_KEY]!"
@@ -255,8 +232,8 @@ def test_the_example_has_every_variable_that_jobs_are_given() -> None:
 
 def test_gpus_have_the_resources_of_the_originals(context: HydraContext, tmp_path: Path) -> None:
     def resources(gpu: str) -> tuple[object, ...]:
-        found = composed(context, tmp_path, f"gpu={gpu}").settings
-        return found.gpu, found.cpu, found.memory, found.timeout
+        settings = composed(context, tmp_path, f"gpu={gpu}").settings
+        return settings.gpu, settings.cpu, settings.memory, settings.timeout
 
     assert resources("a10g") == ("A10G", None, None, 7200)
     assert resources("a100_40gb") == ("A100-40GB", 8.0, 32768, 14400)

@@ -1,20 +1,31 @@
-"""Runs that outlive their client: interrupted, detached, picked up, resumed, trained for real."""
+"""Runs that go on without their launch: interrupted, detached, attached to, resumed."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import time
 from pathlib import Path
+
+import pytest
 
 from tests.fakes.control_plane import ControlPlane
 from tests.rl_experiments.training.test_training import assert_same, outcome
-from tests.support.launching import Client, client, json_lines, plane, settings, wait_for
+from tests.support.launching import (
+    Client,
+    client,
+    json_lines,
+    plane,
+    python_path,
+    settings,
+    wait_for,
+)
 from tests.support.paths import LAUNCHER_APP
 from tests.support.program import SMALL, Program
 
 __all__ = ["client", "plane"]  # fixtures
+
+pytestmark = pytest.mark.slow
 
 SLOW = ["steps=15", "seconds=0.2"]
 
@@ -33,7 +44,7 @@ def test_an_interrupt_ends_the_jobs(client: Client, plane: ControlPlane) -> None
     assert client.states() == ["done", "cancelled", "done", "cancelled"]
     assert "Traceback" not in launched.err
     assert plane.apps[0].stopped
-    wait_for(lambda: plane.containers == 0, 15)
+    wait_for(lambda: plane.containers == 0)
     for num in (1, 3):
         assert "interrupted at step" in (client.job(num) / "log.txt").read_text()
         assert re.search(rf"^ +{num} +cancelled \(Ctrl-C\)", launched.out, re.M)
@@ -48,8 +59,8 @@ def test_an_interrupt_ends_the_jobs(client: Client, plane: ControlPlane) -> None
     assert "The whole run" in resumed.out
 
 
-def test_leaving_the_jobs(client: Client, plane: ControlPlane) -> None:
-    """A second Ctrl-C leaves at once; with on_interrupt=leave the first does, and nothing ends."""
+def test_a_second_ctrl_c_leaves_jobs_that_do_not_end(client: Client, plane: ControlPlane) -> None:
+    """With on_interrupt=leave the first Ctrl-C leaves, and the jobs go on."""
     deaf = client.start("do=stubborn", "steps=99", "seconds=0.2", "name=deaf")
     left = client.start(*SLOW, *settings(on_interrupt="leave"))
     deaf.wait("[0] step 2")
@@ -58,11 +69,9 @@ def test_leaving_the_jobs(client: Client, plane: ControlPlane) -> None:
     left.wait("[0] step 2")
     left.interrupt()
     deaf.interrupt()
-    begun = time.monotonic()
     for program in (deaf, left):
         program.to_end(code=130)
-    assert time.monotonic() - begun < 4
-    assert "told 1 job to end" in deaf.line
+    assert "asked 1 job to end" in deaf.line
     assert "Left 1 job running" in left.line and "runs attach toy" in left.line
     assert client.states() == ["-"]
 
@@ -71,8 +80,8 @@ def test_leaving_the_jobs(client: Client, plane: ControlPlane) -> None:
     assert len(plane.call(client.call()).attempts) == 1
 
 
-def test_a_terminal_is_asked(client: Client) -> None:
-    """Ctrl-C asks what to do: go on, or leave the jobs to themselves, or end them."""
+def test_ctrl_c_on_a_terminal_asks_what_to_do(client: Client) -> None:
+    """The answers are to keep watching, to leave the jobs running, and to end them."""
     keyboard, terminal = os.openpty()
     launched = client.start("steps=99", "seconds=0.1", stdin=terminal)
     for times, (step, answer) in enumerate(((2, "g"), (10, "l")), start=1):
@@ -93,8 +102,10 @@ def test_a_terminal_is_asked(client: Client) -> None:
     assert client.states() == ["cancelled"]
 
 
-def test_detached(client: Client, plane: ControlPlane, tmp_path: Path) -> None:
-    """The launch ends as soon as the jobs are queued; all that follows is from other processes."""
+def test_a_detached_run_is_followed_by_other_processes(
+    client: Client, plane: ControlPlane, tmp_path: Path
+) -> None:
+    """The launch ends as soon as the jobs are queued; a copy of its folder can be attached to."""
     longest = settings(detach=True, timeout=200_000, retries=2)
     launched = client.launch("x=1,2", *SLOW, *longest)
     assert "2 jobs queued on Modal" in launched.out and "runs attach toy" in launched.out
@@ -117,8 +128,8 @@ def test_detached(client: Client, plane: ControlPlane, tmp_path: Path) -> None:
     assert client.states() == ["done", "done"] and "2 done" in client.runs("runs").out
 
 
-def test_a_client_that_is_killed(client: Client, plane: ControlPlane) -> None:
-    """The jobs go on; whoever attaches gets them to the end."""
+def test_jobs_go_on_when_their_launch_is_killed(client: Client, plane: ControlPlane) -> None:
+    """Another process attaches to them and gets all results."""
     launched = client.start("do=train,fail", *SLOW)
     launched.wait("[0] step 2")
     launched.kill()
@@ -130,18 +141,18 @@ def test_a_client_that_is_killed(client: Client, plane: ControlPlane) -> None:
 
 
 def test_resume_runs_what_did_not_finish(client: Client, plane: ControlPlane) -> None:
-    """With the configuration of then, whatever the files say now; the finished are kept."""
+    """The configuration is that of the launch, whatever the files say now."""
     app = client.folder / "app"
     shutil.copytree(LAUNCHER_APP, app)
-    client.variables["PYTHONPATH"] = str(app)
-    told = client.folder / "told"
-    told.touch()
-    client.launch("do=fail_while_told", "x=0,1,2,3", f"text={told}", code=1)
+    client.variables["PYTHONPATH"] = python_path(app)
+    switch = client.folder / "fail"
+    switch.touch()
+    client.launch("do=fail_while_file_exists", "x=0,1,2,3", f"text={switch}", code=1)
     assert client.states() == ["done", "failed", "done", "failed"]
     kept = [client.results()[num] for num in (0, 2)]
     calls = [client.call(num) for num in range(4)]
 
-    told.unlink()
+    switch.unlink()
     config = app / "toy/conf/config.yaml"
     config.write_text(config.read_text().replace("steps: 3", "steps: 5"))
     resumed = client.runs("resume", "toy")
@@ -155,10 +166,9 @@ def test_resume_runs_what_did_not_finish(client: Client, plane: ControlPlane) ->
     assert "Every job of this run is done" in client.runs("resume", "toy").out
 
 
-def test_training(
+def test_training_on_a_gpu_that_is_taken_away_equals_training_here(
     client: Client, plane: ControlPlane, run_in: Program, program_environment: dict[str, str]
 ) -> None:
-    """The project's own, on a GPU that is taken away in the middle: the same as on this machine."""
     asked = [*SMALL, "model=tiny", "seed=3", "trainer.max_steps=6"]
     client.variables |= program_environment | plane.environment
     training = client.start("gpu=a10g", "name=modal", *asked, program="-m rl_experiments")

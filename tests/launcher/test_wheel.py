@@ -1,4 +1,4 @@
-"""The launcher by itself: its wheel in an empty environment, used by an application of no one's."""
+"""The launcher's own wheel in an empty environment, used by another application."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tests.support.launching import plane, settings
 from tests.support.paths import CHECKOUT
 
 __all__ = ["plane"]
+
+pytestmark = pytest.mark.slow
 
 APPLICATION = {
     "train.py": """
@@ -59,7 +61,7 @@ APPLICATION = {
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of an environment that has the wheel, and the dependencies where the tests have theirs."""
+    """Return the Python of an environment with the wheel and the dependencies of the tests."""
     folder = tmp_path_factory.mktemp("environment")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     alone = ["--no-deps", "--no-index"]
@@ -77,7 +79,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the launches are made; the application is elsewhere."""
+    """Return the folder to launch from; the application is in another one."""
     for name, text in APPLICATION.items():
         (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "app" / name).write_text(text.replace("\n        ", "\n"))
@@ -101,7 +103,7 @@ def launch(
     code: int = 0,
     variables: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """What the jobs have left here, in order."""
+    """Launch jobs and return what they have left here, in order."""
     words = [folder.parent / "app" / "train.py", "-m", "hydra.sweep.dir=multirun/first"]
     run(folder, python, *words, *overrides, code=code, variables=variables)
     return results(folder)
@@ -127,7 +129,9 @@ def test_the_environment_has_nothing_of_the_checkout(python: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("numbers, values", [("1", [50.0]), ("0,2", [30.0, 80.0])])
-def test_here(python: Path, folder: Path, numbers: str, values: list[float]) -> None:
+def test_jobs_on_this_machine_need_nothing_of_the_checkout(
+    python: Path, folder: Path, numbers: str, values: list[float]
+) -> None:
     local = settings(gpu="local", max_parallel=2)
     jobs = launch(python, folder, f"number={numbers}", *local)
     assert [job["value"] for job in jobs] == values
@@ -136,7 +140,7 @@ def test_here(python: Path, folder: Path, numbers: str, values: list[float]) -> 
 
 
 @pytest.mark.parametrize("numbers, values", [("1", [50.0]), ("0,2", [30.0, 80.0])])
-def test_on_modal(
+def test_jobs_on_modal_need_nothing_of_the_checkout(
     plane: ControlPlane, python: Path, folder: Path, numbers: str, values: list[float]
 ) -> None:
     mounts = folder.parent / "mounts"
@@ -153,7 +157,7 @@ def test_on_modal(
 
 
 def test_a_script_is_resumed_and_attached_to(python: Path, folder: Path) -> None:
-    """From a process that has not been started as the script; to attach nothing is imported."""
+    """The process was not started as the script; to attach, it imports nothing of it."""
     (folder / "broken").touch()
     jobs = launch(python, folder, *settings(gpu="local"), code=1)
     assert [job["state"] for job in jobs] == ["failed"]

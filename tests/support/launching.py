@@ -1,4 +1,4 @@
-"""How the tests launch: the toy application of `launcher_app`, as a user does, on the stand-in."""
+"""How the tests launch the toy application of `launcher_app`, against Modal's stand-in."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.fakes.control_plane import ControlPlane, Settings
 from tests.support.paths import LAUNCHER_APP
 from tests.support.servers import launcher_server
 
-SECONDS = 120  # until something that must happen has happened
+HANG_SECONDS = 300  # after which what a test waits for is taken to hang
 TOY = "toy"
 DEVNULL = subprocess.DEVNULL
 
 
 class Client:
-    """A folder to launch from; the launches' own runs lie in `runs/` there."""
+    """A folder to launch from; the runs are in `runs/` there."""
 
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
         self.plane = plane
@@ -33,17 +33,17 @@ class Client:
         self.variables = {
             **os.environ,
             **plane.environment,
-            "PYTHONPATH": str(LAUNCHER_APP),
+            "PYTHONPATH": python_path(LAUNCHER_APP),
             "PYTHONDONTWRITEBYTECODE": "1",
             "COLUMNS": "160",
         }
 
     def launch(self, *overrides: str, code: int = 0, **options: Any) -> Program:
-        """Launch the toy, or the `program`, and wait for its end, with this exit status."""
+        """Launch the toy, or the `program`, and wait until it ends with this exit status."""
         return self.start(*overrides, **options).to_end(code=code)
 
     def runs(self, *words: str, code: int = 0) -> Program:
-        """`runs attach toy` and the like, to the end."""
+        """Run `runs attach toy` and the like to the end."""
         return self.start_runs(*words).to_end(code=code)
 
     def start_runs(self, *words: str) -> Program:
@@ -56,8 +56,9 @@ class Client:
         program: str = "-m toy",
         variables: Mapping[str, str] | None = None,
         stdin: int = DEVNULL,
+        stdout: int | None = None,
     ) -> Program:
-        """Launch it and go on at once."""
+        """Launch the toy, or the `program`, and return at once."""
         volumes = settings(
             volumes__cache=f"{self.mounts}/cache",
             volumes__outputs=f"{self.mounts}/outputs",
@@ -65,20 +66,26 @@ class Client:
             volumes__experiment_name="tests",
         )
         words = [*program.split(), *overrides, *volumes]
-        return self._begin(words, {**self.variables, **(variables or {})}, stdin)
+        return self._begin(words, {**self.variables, **(variables or {})}, stdin, stdout)
 
-    def _begin(self, words: list[str], variables: dict[str, str], stdin: int = DEVNULL) -> Program:
-        self.programs.append(Program(words, self.folder, variables, stdin))
+    def _begin(
+        self,
+        words: list[str],
+        variables: dict[str, str],
+        stdin: int = DEVNULL,
+        stdout: int | None = None,
+    ) -> Program:
+        self.programs.append(Program(words, self.folder, variables, stdin, stdout))
         return self.programs[-1]
 
     def call(self, num: int = 0, *, run: str = TOY) -> str:
-        """The id of a job's call, as soon as the manifest has it."""
+        """Wait until the manifest has the id of a job's call, and return it."""
 
-        def known() -> str | None:
-            jobs = read_json(self.folder / "runs" / run / "manifest.json", default={"jobs": []})
+        def call_in_manifest() -> str | None:
+            jobs = read_json(self.folder / "runs" / run / "launch.json", default={"jobs": []})
             return next((job["call"] for job in jobs["jobs"] if job["num"] == num), None)
 
-        return str(wait_for(known))
+        return str(wait_for(call_in_manifest))
 
     def job(self, num: int = 0, *, run: str = TOY) -> Path:
         return self.folder / "runs" / run / str(num)
@@ -93,30 +100,43 @@ class Client:
         return [result.get("state", "-") for result in self.results(run=run)]
 
     def remote(self, num: int = 0, *, run: str = TOY) -> Path:
-        """A job's folder on the outputs volume."""
+        """Return a job's folder on the outputs volume, as soon as there is the volume."""
 
-        def known() -> Path | None:
+        def outputs() -> Path | None:
             volumes = self.plane.volumes.items()
             return next((v.folder for name, v in volumes if "-outputs-" in name), None)
 
-        return Path(wait_for(known)) / run / str(num)
+        return Path(wait_for(outputs)) / run / str(num)
 
     def wait_step(self, step: int, num: int = 0, *, run: str = TOY) -> None:
-        """Until the job has a checkpoint of that step on the volume."""
+        """Wait until the job has a checkpoint of that step on the volume."""
         wait_for(lambda: (self.remote(num, run=run) / "checkpoints" / str(step)).exists())
 
 
 class Program:
-    """A command that runs; what it has printed is in `out` and `err`."""
+    """A command that runs; what it has printed is in `out` and `err`.
+
+    Its output goes to the file descriptor `stdout` instead, if there is one.
+    """
 
     def __init__(
-        self, words: list[str], folder: Path, variables: dict[str, str], stdin: int = DEVNULL
+        self,
+        words: list[str],
+        folder: Path,
+        variables: dict[str, str],
+        stdin: int = DEVNULL,
+        stdout: int | None = None,
     ) -> None:
         count = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{count}.out", folder / f"{count}.err"
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = launcher_server().start(
-                words, cwd=folder, env=variables, stdin=stdin, stdout=out, stderr=err
+                words,
+                cwd=folder,
+                env=variables,
+                stdin=stdin,
+                stdout=out if stdout is None else stdout,
+                stderr=err,
             )
 
     @property
@@ -128,50 +148,56 @@ class Program:
         return self._err.read_text()
 
     def wait(self, words: str, times: int = 1) -> None:
-        """Until it has printed the words, so many times."""
+        """Wait until the command has printed the words so many times."""
 
-        def said() -> bool:
+        def has_printed() -> bool:
             is_over = self.process.poll() is not None
-            found = self.out.count(words) >= times
-            assert found or not is_over, self.out + self.err
-            return found
+            is_there = self.out.count(words) >= times
+            assert is_there or not is_over, self.out + self.err
+            return is_there
 
-        wait_for(said)
+        wait_for(has_printed)
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
+        """Press Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         self.process.kill_group()
 
     def to_end(self, *, code: int = 0) -> Program:
-        self.process.wait(timeout=SECONDS)
+        self.process.wait(timeout=HANG_SECONDS)
         assert self.process.returncode == code, self.out + self.err
         return self
 
     @property
     def line(self) -> str:
-        """The one line that it has said on stderr, beside what Hydra always says there."""
+        """The one line on stderr, beside the one that Hydra always prints there."""
         lines = [line for line in self.err.splitlines() if line and "HYDRA_FULL_ERROR" not in line]
         assert len(lines) == 1, self.err
         return lines[0]
 
 
+def python_path(*folders: Path) -> str:
+    """Return the PYTHONPATH of this process with these folders before it."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def settings(**values: object) -> list[str]:
-    """Overrides of the launcher's own settings; `image__pip` is its `image.pip`."""
+    """Return overrides of the launcher's settings; `image__pip` is its `image.pip`."""
     return [
         f"++hydra.launcher.{name.replace('__', '.')}={json.dumps(value)}"
         for name, value in values.items()
     ]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = HANG_SECONDS) -> Any:
+    """Wait until the condition holds, and return its value."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
-    return found
+    return value
 
 
 def read_json(path: Path, *, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Jobs on this machine: in this very process, or several at a time in processes of their own."""
+"""Jobs on this machine, each in a process of its own under a supervisor."""
 
 from __future__ import annotations
 
@@ -6,114 +6,112 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-from hydra.core.utils import JobReturn, env_override
-from hydra.types import HydraContext
-from omegaconf import OmegaConf, open_dict, read_write
-
-from hydra_modal_jobs.files import append_json, json_lines, write, write_json
-from hydra_modal_jobs.jobs.job import CONTROL, Job
+from hydra_modal_jobs.backends.base import Backend, Ended, Event, Line
+from hydra_modal_jobs.errors import Failure
+from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
 from hydra_modal_jobs.secrets import Secrets
-from hydra_modal_jobs.worker.run_job import outcome, perform, redacted_logs
-from hydra_modal_jobs.worker.supervisor import Supervisor, seconds_of, word_of
+from hydra_modal_jobs.worker.events import parse_line
+from hydra_modal_jobs.worker.supervisor import Retry, Supervisor
+
+_CLOSE_SECONDS = 30.0  # for killed jobs to be gone
 
 
-def in_process(
-    job: Job, context: HydraContext | None, secrets: Secrets
-) -> tuple[dict[str, Any], JobReturn, BaseException | None]:
-    """Run the job here and now. `KeyboardInterrupt` passes through, its time is kept."""
-    control, launch = job.folder / CONTROL, job.payload["launch"]
-    records = list(json_lines(control / "attempts.jsonl"))
-    attempt = 1 + max((record["attempt"] for record in records), default=0)
-    head = {"launch": launch, "attempt": attempt, "saved": ""}
-    begun = time.time()
-    append_json(control / "attempts.jsonl", {**head, "begun": begun, "gpu": None})
-    config = job.config.copy()
-    if job.payload["resume"] and job.payload["resume_key"]:
-        with read_write(config), open_dict(config):
-            OmegaConf.update(config, job.payload["resume_key"], True)
-    try:
-        with env_override(secrets.values()), redacted_logs(secrets):
-            returned, error = perform(config, job.function(), context=context)
-            result = outcome(returned, error, Secrets.here(secrets.names))
-    except BaseException as stop:
-        ended = {"ended": time.time(), "as": type(stop).__name__}
-        append_json(control / "attempts.jsonl", {**head, **ended})
-        raise
-    ended_at = time.time()
-    append_json(control / "attempts.jsonl", {**head, "ended": ended_at, "as": result["state"]})
-    if error is not None:
-        write(job.folder / "error.txt", result["failure"]["traceback"])
-    result |= {
-        "launch": launch,
-        "attempts": attempt,
-        "seconds": round(sum(seconds_of(records, control)) + ended_at - begun, 2),
-        "usd": 0.0,
-        "shape": job.payload["shape"],
-        "ended": ended_at,
-    }
-    write_json(control / "result.json", result)
-    return result, returned, error
+class LocalBackend(Backend):
+    """Runs `max_parallel` jobs at a time, one if it is null.
 
+    One at a time, a job of a single process writes to this terminal itself, as if it ran in this
+    process. It is not tried again, since whoever sees it fail can start it again.
+    """
 
-class Pool:
-    """Jobs in processes of their own, so many at a time; what they say comes by `events`."""
+    name = "local"
+    title = "on this machine"
 
-    def __init__(self, jobs: Sequence[Job], secrets: Secrets, *, most: int) -> None:
-        self.events: queue.Queue[tuple[int, str | dict[str, Any]]] = queue.Queue()
+    def submit(self, jobs: Sequence[Job], secrets: Secrets) -> None:
+        """Start the first jobs; the others follow as these end."""
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._secrets = secrets
         self._supervisors: list[Supervisor] = []
-        self._cancelled = threading.Event()
-        self._pool = ThreadPoolExecutor(max_workers=most, thread_name_prefix="job")
+        self._is_cancelled = threading.Event()
+        at_once = min(self.settings.max_parallel or 1, len(jobs))
+        self.is_foreground = at_once == 1 and all(job.processes == 1 for job in jobs)
         for job in jobs:
-            self._pool.submit(self._run, job)
+            self._waiting.put(job)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"job-{number}", daemon=True)
+            for number in range(at_once)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def events(self, timeout_seconds: float) -> Sequence[Event]:
+        """Return the events so far; an event that comes ends the wait."""
+        return take_all(self._events, timeout_seconds)
 
     def cancel(self) -> None:
-        """End the running jobs; those that wait do not begin."""
-        self._cancelled.set()
+        """Interrupt the running jobs; those that wait do not begin."""
+        self._is_cancelled.set()
         for supervisor in self._supervisors:
             supervisor.cancel()
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True)
+    def close(self, *, keeps_others: bool = False) -> None:
+        """Kill what still runs."""
+        self._is_cancelled.set()
+        for supervisor in self._supervisors:
+            supervisor.cancel(at_once=True)
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
-    def _run(self, job: Job) -> None:
-        num = job.num
-        try:
-            result: dict[str, Any] = {"state": "cancelled"}
-            while not self._cancelled.is_set():
-                payload = {**job.payload, "path": [entry for entry in sys.path if entry]}
-                supervisor = Supervisor(
-                    payload, emit=self._emit_of(num), variables=self._secrets.values()
-                )
-                self._supervisors.append(supervisor)
-                result = supervisor.run()
-                if not result.get("again"):
-                    break
-        except Exception as error:  # a full disk, say: it must reach who waits for the result
-            said = {"kind": "user_code", "line": f"{type(error).__name__}: {error}"}
-            result = {"state": "failed", "failure": said}
-        self.events.put((num, {"result": result}))
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                result = self._run(job)
+            except Exception as error:  # a full disk, say: whoever waits must hear of it
+                line = f"{type(error).__name__}: {error}"
+                result = JobResult("failed", failure=Failure("user_code", line))
+            self._events.put(Ended(job.num, result))
 
-    def _emit_of(self, num: int) -> Callable[[str], None]:
-        def emit(line: str) -> None:
-            self.events.put((num, word_of(line)))
+    def _run(self, job: Job) -> JobResult:
+        payload = {**job.payload, "path": [entry for entry in sys.path if entry]}
+        if self.is_foreground:
+            payload["limits"] = {**payload["limits"], "retries": 0}
+        while not self._is_cancelled.is_set():
+            supervisor = Supervisor(
+                payload,
+                emit=partial(self._take_line, job.num),
+                variables=self._secrets.values(),
+                captures_output=not self.is_foreground,
+            )
+            self._supervisors.append(supervisor)
+            if self._is_cancelled.is_set():  # since the loop began
+                supervisor.cancel()
+            result = supervisor.run()
+            if isinstance(result, JobResult):
+                return result
+            assert isinstance(result, Retry)
+        return JobResult("cancelled", reason=CTRL_C)
 
-        return emit
+    def _take_line(self, num: int, line: str) -> None:
+        parsed = parse_line(line)
+        self._events.put(Line(num, parsed) if isinstance(parsed, str) else parsed)
 
 
-@contextmanager
-def pool(jobs: Sequence[Job], secrets: Secrets, *, most: int) -> Iterator[Pool]:
-    """A pool that is empty and gone afterwards."""
-    running = Pool(jobs, secrets, most=most)
+def take_all(events: queue.Queue[Event], timeout_seconds: float) -> list[Event]:
+    """Return all events of a queue, after waiting at most so long for the first."""
+    taken: list[Event] = []
     try:
-        yield running
-    except BaseException:
-        running.cancel()
-        raise
-    finally:
-        running.close()
+        if timeout_seconds > 0:
+            taken.append(events.get(timeout=timeout_seconds))
+        while True:
+            taken.append(events.get_nowait())
+    except queue.Empty:
+        return taken

@@ -1,0 +1,1 @@
+"""What the user sees while jobs run, and what Ctrl-C does."""

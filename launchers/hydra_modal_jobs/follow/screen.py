@@ -1,4 +1,4 @@
-"""What a person sees of a launch: a live line a job, its logs above them, a table at the end."""
+"""What the user sees of a launch: a live line for each job, with the jobs' output above them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hydra_modal_jobs.jobs.result import FINAL_STATES
 from hydra_modal_jobs.plan import duration
+from hydra_modal_jobs.worker.events import Update
 
-_MOST_LINES = 24  # live lines; more jobs than that are counted only
-ENDED = ("done", "failed", "stopped", "cancelled")
+_MAX_LIVE_LINES = 24  # further jobs are only counted
+_MAX_LABEL_CHARACTERS = 40
 
 
 @dataclass
 class Row:
+    """What is shown of a job; `begun` is when its first attempt began."""
+
     num: int
     label: str
     gpu: str
@@ -30,28 +33,32 @@ class Row:
     status: dict[str, Any] = field(default_factory=dict)
     usd: float = 0.0
     link: str = ""
-    began: float | None = None
+    begun: float | None = None
 
-    def words(self) -> str:
-        """Its state, its newest figures and its cost, on one line."""
+    def summary(self) -> str:
+        """Return the state, the newest metrics and the cost on one line."""
         parts = [self.state if self.attempt == 1 else f"{self.state} (attempt {self.attempt})"]
-        parts += [f"{k} {_figure(v)}" for k, v in self.status.items() if v is not None]
+        parts += [f"{k} {format_value(v)}" for k, v in self.status.items() if v is not None]
         if self.usd:
             parts.append(f"{self.usd:.2f} USD")
         return "  ".join(parts)
 
 
 class Screen:
-    """Live in a terminal; elsewhere plain lines: logs as they come, and each change of state."""
+    """Live lines on a terminal; elsewhere one line for each message, however long.
 
-    def __init__(self, rows: Sequence[Row], console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
+    With `is_quiet` nothing is shown of the jobs, because they print by themselves.
+    """
+
+    def __init__(self, rows: Sequence[Row], *, is_quiet: bool = False) -> None:
+        self.console = Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
         self.rows = {row.num: row for row in rows}
+        self._is_quiet = is_quiet
         self._live: Live | None = None
 
     def __enter__(self) -> Screen:
-        if self.console.is_terminal:
-            self._live = Live(self._lines(), console=self.console, refresh_per_second=4)
+        if self.console.is_terminal and not self._is_quiet:
+            self._live = Live(self._live_lines(), console=self.console, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -59,80 +66,59 @@ class Screen:
         self.pause()
 
     def pause(self) -> None:
+        """Stop the live lines, so that the user can be asked."""
         if self._live is not None:
             self._live.stop()
 
-    def go_on(self) -> None:
+    def unpause(self) -> None:
+        """Show the live lines again."""
         if self._live is not None:
             self._live.start()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
+        """Show a message about the launch."""
         self.console.print(text, highlight=False, markup=False)
 
     def log(self, num: int, line: str) -> None:
+        """Show a line of a job's output, after its number."""
         self.console.print(Text.assemble((f"[{num}] ", "dim"), Text.from_ansi(line)))
 
-    def event(self, num: int, words: dict[str, Any]) -> None:
-        """Take a supervisor's word of a job."""
-        row = self.rows[num]
+    def update(self, update: Update) -> None:
+        """Take over the state of a job."""
+        row = self.rows[update.num]
         before = (row.state, row.attempt)
-        row.state, row.attempt, row.usd = words["state"], words["attempt"], words["usd"]
-        row.status = words["status"] or row.status
-        if (link := words.get("link")) and link != row.link:
-            row.link = link
-            self.say(f"[{num}] {link}")
-        row.began = row.began or time.time()
+        row.state, row.attempt, row.usd = update.state, update.attempt, update.usd
+        row.status = update.status or row.status
+        row.begun = row.begun or time.time()
+        if self._is_quiet:
+            return
+        if update.link and update.link != row.link:
+            row.link = update.link
+            self.message(f"[{update.num}] {update.link}")
         if self._live is not None:
-            self._live.update(self._lines())
+            self._live.update(self._live_lines())
         elif before != (row.state, row.attempt):
-            self.say(f"[{num}] {row.words()}")
+            self.message(f"[{update.num}] {row.summary()}")
 
-    def _lines(self) -> Table:
+    def _live_lines(self) -> Table:
         lines = Table.grid(padding=(0, 2))
-        going = [row for row in self.rows.values() if row.state not in ENDED]
-        shown = sorted(going, key=lambda row: (row.state == "queued", row.num))[:_MOST_LINES]
-        for row in shown:
-            since = duration(time.time() - row.began) if row.began else ""
-            lines.add_row(f"[dim]{row.num}[/]", Text(row.label[:40]), row.gpu, row.words(), since)
-        rest = len(going) - len(shown)
-        done = len(self.rows) - len(going)
-        if rest or done:
-            more = f"{rest} more queued, " if rest else ""
+        active = [row for row in self.rows.values() if row.state not in FINAL_STATES]
+        shown = sorted(active, key=lambda row: (row.state == "queued", row.num))
+        for row in shown[:_MAX_LIVE_LINES]:
+            since = duration(time.time() - row.begun) if row.begun else ""
+            label = Text(row.label[:_MAX_LABEL_CHARACTERS])
+            lines.add_row(f"[dim]{row.num}[/]", label, row.gpu, row.summary(), since)
+        hidden = max(0, len(active) - _MAX_LIVE_LINES)
+        ended = len(self.rows) - len(active)
+        if hidden or ended:
+            more = f"{hidden} more queued, " if hidden else ""
             total = sum(row.usd for row in self.rows.values())
-            lines.add_row("", f"{more}{done} of {len(self.rows)} ended", "", f"{total:.2f} USD")
+            lines.add_row("", f"{more}{ended} of {len(self.rows)} ended", "", f"{total:.2f} USD")
         return lines
 
 
-def results_table(rows: Sequence[tuple[Row, dict[str, Any]]], *, metric: str) -> Table:
-    """All jobs of a launch with their results, in order."""
-    paid = any(result.get("usd") for _, result in rows)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("job", justify="right")
-    table.add_column("state", no_wrap=True)
-    table.add_column(metric, justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    if paid:
-        table.add_column("USD", justify="right", no_wrap=True)
-    table.add_column("gpu", no_wrap=True)
-    table.add_column("overrides", overflow="fold")
-    style = {"failed": "red", "done": "green"}
-    for row, result in rows:
-        state = result["state"]
-        if result.get("reason"):
-            state += f" ({result['reason']})"
-        cost = [f"{result.get('usd') or 0.0:.2f}"] if paid else []
-        value = _figure(result.get("value")) if result["state"] == "done" else "-"
-        seconds = duration(result.get("seconds"))
-        told = Text(state, style=style.get(result["state"], "yellow"))
-        table.add_row(str(row.num), told, value, seconds, *cost, row.gpu, Text(row.label))
-    if paid and len(rows) > 1:
-        total = sum(result.get("usd") or 0.0 for _, result in rows)
-        table.add_section()
-        table.add_row("all", "", "", "", f"{total:.2f}", "", "", style="bold")
-    return table
-
-
-def _figure(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Return a value in a few characters."""
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value)
     if isinstance(value, float):

@@ -1,227 +1,183 @@
-"""Follows a run's jobs until they have ended, or until the person says to leave them."""
+"""Follows jobs until they have ended, or until the user leaves them."""
 
 from __future__ import annotations
 
-import queue
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import PurePosixPath
-from typing import Any
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
 
-from hydra_modal_jobs.backends.local import Pool
-from hydra_modal_jobs.config import ModalJobsConf
-from hydra_modal_jobs.files import json_lines, write, write_json
-from hydra_modal_jobs.follow.screen import ENDED, Row, Screen
-from hydra_modal_jobs.jobs.job import CONTROL
-from hydra_modal_jobs.manifest import RunManifest, name_of
-from hydra_modal_jobs.worker.supervisor import seconds_of
+from hydra_modal_jobs.backends.base import Backend, Ended, Event, Line
+from hydra_modal_jobs.errors import UserLeft
+from hydra_modal_jobs.files import write_atomically
+from hydra_modal_jobs.follow.screen import Row, Screen
+from hydra_modal_jobs.jobs.result import CTRL_C, FINAL_STATES, JobResult
+from hydra_modal_jobs.paths import ERROR_FILE
+from hydra_modal_jobs.worker.attempts import Ledger
+from hydra_modal_jobs.worker.events import Update
 
-_LONG = 600.0  # seconds that jobs may be queued before that is said
-_CANCEL_PATIENCE = 60.0  # seconds for jobs to say their last
-
-
-INTERRUPTED = "Ctrl-C"  # the reason of a job that was cancelled by it
-
-
-class Left(KeyboardInterrupt):
-    """The person has left; the jobs go on, or end by themselves."""
+_WAIT_SECONDS = 0.3  # for events, between two looks at the clock
+_LONG_QUEUE_SECONDS = 600.0  # after which the user is told that no job has begun
+_CANCEL_SECONDS = 60.0  # for cancelled jobs to report their end
 
 
 def watch(
-    record: RunManifest,
-    rows: dict[int, Row],
-    settings: ModalJobsConf,
+    backend: Backend,
+    rows: Mapping[int, Row],
     *,
-    pool: Pool | None = None,
-    keep_app: bool = False,
-    quiet: bool = False,
-) -> dict[int, dict[str, Any]]:
-    """The results of the jobs in `rows` by number: of a pool here, else of the calls on Modal.
+    keeps_others: bool = False,
+    is_quiet: bool = False,
+    cancels: bool = False,
+) -> dict[int, Ended]:
+    """Follow the jobs in `rows` and return how each ended, by number.
 
-    The app is taken away when they have ended, unless other jobs need it.
+    Ctrl-C cancels them or, as the user chooses, leaves them: then it raises `UserLeft`. The backend
+    is closed, with `keeps_others` in a way that other jobs of the run go on. `cancels` ends the
+    jobs at once.
     """
-    entries = {entry["num"]: entry for entry in record.jobs if entry["num"] in rows}
-    watcher = _Watcher(record, entries, rows, settings)
-    if pool is not None:
-        return watcher.follow([pool])
-    from hydra_modal_jobs.backends import modal_app as _modal
-    from hydra_modal_jobs.follow.calls import Calls
-
-    by_app: dict[str, dict[int, str]] = {}
-    for num, entry in entries.items():
-        by_app.setdefault(entry["app"]["id"], {})[num] = entry["call"]
-    calls = [
-        Calls(app, own, fetch=watcher.fetch, with_logs=not quiet) for app, own in by_app.items()
-    ]
-    for url in {entry["app"]["url"] for entry in entries.values()} if not quiet else ():
-        watcher.screen.say(f"Modal: {url}")
-    results = watcher.follow(calls)
-    for app_id, each in zip(by_app, calls, strict=True):
-        try:
-            if not keep_app:
-                _modal.stop(app_id)
-        except _modal.UNREACHABLE as error:
-            watcher.screen.say(f"The app is still there ({error}); run: modal app stop {app_id}")
-        each.drain(3.0)
-    watcher.last_words(calls)
-    return results
-
-
-def fetch(record: RunManifest, entry: dict[str, Any], *, checkpoints: bool) -> list[str]:
-    """Bring a job's files from its volume into its folder here. Returns the names fetched."""
-    from hydra_modal_jobs.backends import modal_app as _modal
-
-    return _modal.pull(
-        entry["volume"],
-        PurePosixPath(entry["remote"]),
-        record.folder_of(entry),
-        skip=None if checkpoints else entry["skip"],
-        mount=entry["mount"],
-    )
+    watcher = _Watcher(backend, rows)
+    try:
+        backend.attach(rows, is_quiet=is_quiet)
+        if cancels:
+            backend.cancel()
+        ended = watcher.follow()
+    except BaseException:
+        if not backend.is_remote:
+            backend.close()
+        raise
+    backend.close(keeps_others=keeps_others)
+    watcher.take_events(0.0)
+    return ended
 
 
 class _Watcher:
-    def __init__(
-        self,
-        record: RunManifest,
-        entries: dict[int, dict[str, Any]],
-        rows: dict[int, Row],
-        settings: ModalJobsConf,
-    ) -> None:
-        self.record = record
-        self.entries = entries
-        self.settings = settings
-        self.screen = Screen(list(rows.values()))
-        self.results: dict[int, dict[str, Any]] = {}
+    def __init__(self, backend: Backend, rows: Mapping[int, Row]) -> None:
+        self.backend = backend
+        self.manifest = backend.manifest
+        self.screen = Screen(list(rows.values()), is_quiet=backend.is_foreground)
+        self.ended: dict[int, Ended] = {}
+        self._events: deque[Event] = deque()
+        self._nums = set(rows)
         self._cancelled_at: float | None = None
-        self._begun_at: float | None = time.time()  # None once a long wait has been told
+        self._waiting_since: float | None = time.time()  # None once the user knows
 
-    def follow(self, sources: Sequence[Any]) -> dict[int, dict[str, Any]]:
+    def follow(self) -> dict[int, Ended]:
         with self.screen:
-            while len(self.results) < len(self.entries):
+            while len(self.ended) < len(self._nums):
                 try:
-                    for source in sources:
-                        self._take(source)
-                    if len(sources) > 1:
-                        time.sleep(0.1)
-                    self._tell_of_waiting()
-                    if self._cancelled_at and time.time() > self._cancelled_at + _CANCEL_PATIENCE:
+                    self.take_events(_WAIT_SECONDS)
+                    self._report_long_queue()
+                    if self._cancelled_at and time.time() > self._cancelled_at + _CANCEL_SECONDS:
                         self._give_up()
+                except UserLeft:
+                    raise
                 except KeyboardInterrupt:
-                    self._interrupted(sources)
-        return self.results
+                    self._interrupted()
+        return self.ended
 
-    def _tell_of_waiting(self) -> None:
-        """A container that cannot start is tried for ever, and leaves no word but on its page."""
-        if self._begun_at is None or time.time() < self._begun_at + _LONG:
+    def take_events(self, timeout_seconds: float) -> None:
+        """Show and record what has happened."""
+        if not self._events:
+            self._events.extend(self.backend.events(timeout_seconds))
+        while self._events:
+            self._take(self._events[0])
+            self._events.popleft()  # not before: Ctrl-C must not lose the end of a job
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Line):
+            if event.num in self._nums and event.num is not None:
+                self.screen.log(event.num, event.text)
+            else:
+                self.screen.message(event.text)
+        elif isinstance(event, Ended):
+            self._end(event)
+        elif event.num not in self.ended:
+            self.screen.update(event)
+
+    def _report_long_queue(self) -> None:
+        """Report once that nothing begins: a container that cannot start is tried for ever."""
+        if self._waiting_since is None or time.time() < self._waiting_since + _LONG_QUEUE_SECONDS:
             return
-        self._begun_at = None
-        if all(row.began is None for row in self.screen.rows.values()):
-            self.screen.say(
-                f"No job has begun after {_LONG / 60:.0f} min: there may be no such GPU free, or "
-                "the container cannot start; the page above shows which"
+        self._waiting_since = None
+        if all(row.begun is None for row in self.screen.rows.values()):
+            self.screen.message(
+                f"No job has begun after {_LONG_QUEUE_SECONDS / 60:.0f} min: there may be no such "
+                "GPU free, or the container cannot start; the page above shows which"
             )
 
-    def fetch(self, num: int) -> tuple[dict[str, Any] | None, bool]:
-        """The job's result among its files, and whether it has an attempt without an end."""
-        entry = self.entries[num]
-        fetch(self.record, entry, checkpoints=False)
-        result = self.record.result(entry)
-        attempts = self._attempts(entry)
-        return result, bool(attempts) and result is None and "ended" not in attempts[-1]
+    def _end(self, event: Ended) -> None:
+        """Complete and keep the result of a job."""
+        entry, result = self.manifest.entry(event.num), event.result
+        folder = self.manifest.folder_of(entry)
+        if result.seconds is None:  # it was ended from outside and could not write its result
+            ledger = Ledger(folder, entry["launch"])
+            seconds = ledger.seconds(ledger.attempts())
+            result.seconds = round(seconds, 2)
+            result.usd = round(seconds / 3600 * entry["usd_per_hour"], 6)
+            result.launch, result.ended = entry["launch"], time.time()
+        if result.failure and result.failure.traceback:
+            with suppress(OSError):  # a full disk must not hide the failure
+                write_atomically(folder / ERROR_FILE, result.failure.traceback)
+        elif result.state != "failed":
+            (folder / ERROR_FILE).unlink(missing_ok=True)  # from an earlier launch
+        if result.state == "cancelled" and self._cancelled_at:
+            result.reason = CTRL_C
+        result.write(folder)
+        self.ended[event.num] = event
+        row = self.screen.rows[event.num]
+        self.screen.update(
+            Update(event.num, result.state, result.attempts, result.status, result.usd)
+        )
+        row.usd = result.usd
 
-    def _attempts(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        lines = json_lines(self.record.folder_of(entry) / CONTROL / "attempts.jsonl")
-        return [line for line in lines if line["launch"] == entry["launch"]]
-
-    def last_words(self, sources: Sequence[Any]) -> None:
-        for source in sources:
-            self._take(source, wait=0.0)
-
-    def _take(self, source: Any, wait: float = 0.3) -> None:
-        """Whatever the source has said since."""
-        while True:
-            try:
-                num, said = source.events.get(timeout=wait) if wait else source.events.get_nowait()
-            except queue.Empty:
-                return
-            wait = 0.0
-            if isinstance(said, str):
-                if num in self.entries:
-                    self.screen.log(num, said)
-                else:
-                    self.screen.say(said)
-            elif "result" in said:
-                self._ended(num, said["result"])
-            elif num not in self.results:
-                self.screen.event(num, said)
-
-    def _ended(self, num: int, result: dict[str, Any]) -> None:
-        entry = self.entries[num]
-        folder = self.record.folder_of(entry)
-        if "seconds" not in result:  # it was ended from outside and could not write its own
-            seconds = sum(seconds_of(self._attempts(entry), folder / CONTROL))
-            usd = seconds / 3600 * entry["usd_per_hour"]
-            result |= {"seconds": round(seconds, 2), "usd": round(usd, 6)}
-            result |= {"launch": entry["launch"], "shape": "", "ended": time.time()}
-        error, trace = folder / "error.txt", result.get("failure", {}).get("traceback")
-        if trace:
-            write(error, trace)
-        elif result["state"] != "failed":
-            error.unlink(missing_ok=True)  # of a launch before this one
-        if result["state"] == "cancelled" and self._cancelled_at:
-            result["reason"] = INTERRUPTED
-        write_json(folder / CONTROL / "result.json", result)
-        self.results[num] = result
-        row = self.screen.rows[num]
-        words = {"state": result["state"], "attempt": result.get("attempts", row.attempt)}
-        status = result.get("status") or row.status
-        self.screen.event(num, {**words, "status": status, "usd": result["usd"]})
-
-    def _interrupted(self, sources: Sequence[Any]) -> None:
-        """Ctrl-C: say what stops and what goes on, and do as told."""
-        states = [row.state for num, row in self.screen.rows.items() if num not in self.results]
-        count = sum(state not in ENDED for state in states)
-        going = "1 job" if count == 1 else f"{count} jobs"
-        name, command = name_of(self.record.folder), self.settings.command
+    def _interrupted(self) -> None:
+        """Answer Ctrl-C: say what stops and what goes on, and do what the user chooses."""
+        states = [row.state for num, row in self.screen.rows.items() if num not in self.ended]
+        count = sum(state not in FINAL_STATES for state in states)
+        jobs = "1 job" if count == 1 else f"{count} jobs"
+        name, command = self.manifest.name, self.backend.settings.command
+        if self._cancelled_at and not self.backend.is_remote:
+            raise UserLeft(f"Killed {jobs}. Continue with: {command} resume {name}")
         if self._cancelled_at or not count:
-            told = f"told {going} to end" if count else "all jobs have ended"
-            raise Left(f"Left; {told}. See: {command} runs attach {name}")
-        choice = self._choice(going, on_modal=not isinstance(sources[0], Pool))
+            ending = f"asked {jobs} to end" if count else "all jobs have ended"
+            raise UserLeft(f"Left; {ending}. See: {command} runs attach {name}")
+        choice = self._choice(jobs)
         if choice == "watch":
             return
         if choice == "leave":
-            raise Left(
-                f"Left {going} running or queued, at its cost. Watch: {command} runs attach "
-                f"{name}; end: {command} runs cancel {name}"
+            raise UserLeft(
+                f"Left {jobs} running or queued, which still cost money. Watch: {command} runs "
+                f"attach {name}; end: {command} runs cancel {name}"
             )
-        self.screen.say(
-            f"Ending {going}; what is saved is kept, ended jobs keep their results. "
-            f"Go on later with: {command} resume {name}. (Ctrl-C again: leave at once.)"
-        )
+        if not self.backend.is_foreground:
+            self.screen.message(
+                f"Ending {jobs}; what is saved is kept, ended jobs keep their results. "
+                f"Continue later with: {command} resume {name}. (Ctrl-C again: leave at once.)"
+            )
         self._cancelled_at = time.time()
-        for source in sources:
-            source.cancel()
+        self.backend.cancel()
 
-    def _choice(self, going: str, *, on_modal: bool) -> str:
-        policy = self.settings.on_interrupt
-        if not on_modal:
-            return "cancel"  # nothing here outlives this process
+    def _choice(self, jobs: str) -> str:
+        """Return whether to `cancel`, `leave` or `watch` the jobs."""
+        policy = self.backend.settings.on_interrupt
+        if not self.backend.is_remote:
+            return "cancel"  # such jobs do not outlive this process
         if policy != "ask":
             return policy
         if not sys.stdin.isatty():
             return "cancel"
         self.screen.pause()
         try:
-            self.screen.say(f"On Modal, running or queued: {going}.")
-            said = input("  e: end them   l: leave them running   anything else: go on watching  ")
+            place = self.backend.title[:1].upper() + self.backend.title[1:]
+            self.screen.message(f"{place}, running or queued: {jobs}.")
+            answer = input("  e: end them   l: leave them running   anything else: keep watching  ")
         except (KeyboardInterrupt, EOFError):
-            said = "e"
-        self.screen.go_on()
-        return {"e": "cancel", "l": "leave"}.get(said.strip().lower()[:1], "watch")
+            answer = "e"
+        self.screen.unpause()
+        return {"e": "cancel", "l": "leave"}.get(answer.strip().lower()[:1], "watch")
 
     def _give_up(self) -> None:
-        for num in self.entries:
-            if num not in self.results:
-                self._ended(num, {"state": "cancelled"})
+        """Count the jobs as cancelled that did not report their end."""
+        for num in self._nums - set(self.ended):
+            self._end(Ended(num, JobResult("cancelled")))

@@ -1,75 +1,74 @@
-"""Composes the jobs of a sweep as Hydra does, reading and merging each file once, not per job."""
+"""Composes a job of a sweep and freezes what would have another value elsewhere or later."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.default_element import ResultDefault
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from hydra.types import HydraContext, TaskFunction
+from hydra.version import getbase
+from omegaconf import DictConfig, ListConfig, open_dict
+from packaging.version import Version
 
-_MOST = 1000  # composed jobs, and choices of files, that are kept
+from hydra_modal_jobs.jobs import serialize
+from hydra_modal_jobs.jobs.job import Job, activate, launcher_settings, writable
+from hydra_modal_jobs.jobs.sweep_loader import SweepLoader
 
 
-class SweepLoader(ConfigLoaderImpl):
-    """Takes the place of Hydra's own loader, for its sweeper as well.
+def compose(
+    context: HydraContext,
+    task: TaskFunction,
+    master: DictConfig,
+    overrides: Sequence[str],
+    *,
+    num: int,
+) -> Job:
+    """Compose job `num` of a sweep, whose own configuration is `master`."""
+    loader = context.config_loader
+    if isinstance(loader, SweepLoader):
+        config = loader.take(master, overrides)
+    else:
+        config = loader.load_sweep_config(master, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = str(num)
+        config.hydra.job.num = num
+    activate(config)
+    sweep, subdir = Path(str(config.hydra.sweep.dir)).absolute(), str(config.hydra.sweep.subdir)
+    with writable(config):
+        _freeze_times(config)
+        config.hydra.sweep.dir, config.hydra.sweep.subdir = str(sweep), subdir
+        config.hydra.runtime.output_dir = str(sweep / subdir)
+        for name in config.hydra.job.env_copy:  # a file must not hold their values
+            config.hydra.job.env_set.pop(name, None)
+    payload = {
+        "num": num,
+        "overrides": [str(word) for word in config.hydra.overrides.task],
+        "dir": str(sweep),
+        "subdir": subdir,
+        "task": serialize.task_reference(task),
+        "name": str(config.hydra.job.name),
+        **serialize.dump_config(config),
+        "version_base": str(base) if isinstance(base := getbase(), Version) else None,
+    }
+    return Job(
+        num=num,
+        overrides=list(payload["overrides"]),
+        config=config,
+        settings=launcher_settings(config),
+        folder=sweep / subdir,
+        task=task,
+        payload=payload,
+    )
 
-    A sweeper composes every job to see whether it can be, then its launcher composes it again:
-    `taken` hands out what the sweeper composed.
-    """
 
-    def __init__(self, loader: ConfigLoaderImpl) -> None:
-        self.config_search_path = loader.config_search_path
-        self.repository = loader.repository
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
-        self._files: dict[tuple[str | None, ...], CachingConfigRepository] = {}
-        self._merged: dict[object, DictConfig] = {}
-
-    @classmethod
-    def over(cls, loader: ConfigLoader) -> ConfigLoader:
-        """A faster loader with the same answers, where it is known how to make one."""
-        return cls(loader) if type(loader) is ConfigLoaderImpl else loader
-
-    def taken(self, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
-        """The configuration of a job, for whoever asks first to keep and change."""
-        before, config = self._composed.pop(tuple(overrides), (None, None))
-        if config is None or before is not master:
-            config = super().load_sweep_config(master, list(overrides))
-        return config
-
-    def load_sweep_config(
-        self, master_config: DictConfig, sweep_overrides: list[str]
-    ) -> DictConfig:
-        config = super().load_sweep_config(master_config, sweep_overrides)
-        if len(self._composed) < _MOST:
-            self._composed[tuple(sweep_overrides)] = (master_config, config)
-        return config
-
-    def _parse_overrides_and_create_caching_repo(
-        self, config_name: str | None, overrides: list[str]
-    ) -> tuple[list[Override], CachingConfigRepository]:
-        key = (config_name, *(word for word in overrides if "hydra.searchpath" in word))
-        if key in self._files:
-            return OverridesParser.create().parse_overrides(overrides), self._files[key]
-        parsed, files = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
-        self._files[key] = files
-        return parsed, files
-
-    def _compose_config_from_defaults_list(
-        self, defaults: list[ResultDefault], repo: IConfigRepository
-    ) -> DictConfig:
-        assert isinstance(repo, CachingConfigRepository)
-        key = (id(repo), *((d.config_path, d.package, d.is_self, d.primary) for d in defaults))
-        merged = self._merged.get(key)
-        if merged is None:
-            # Merging changes what was read, which must not be what other choices share.
-            files = CachingConfigRepository(repo.delegate)
-            merged = super()._compose_config_from_defaults_list(defaults, files)
-            if len(self._merged) < _MOST:
-                self._merged[key] = merged
-        return copy.deepcopy(merged)
+def _freeze_times(config: DictConfig | ListConfig) -> None:
+    """Replace each `${now:...}` by the present time."""
+    keys: Any = config.keys() if isinstance(config, DictConfig) else range(len(config))
+    for key in list(keys):
+        node = config._get_node(key)
+        if isinstance(node, DictConfig | ListConfig):
+            if not (node._is_none() or node._is_missing() or node._is_interpolation()):
+                _freeze_times(node)
+        elif "${now:" in str(getattr(node, "_value", lambda: "")()):
+            config[key] = config[key]

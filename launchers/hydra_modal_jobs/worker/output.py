@@ -1,4 +1,4 @@
-"""What a process prints, line by line."""
+"""The output of a process, line by line."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-_EVERY = 10.0  # seconds between two states of a progress bar
-_LONGEST = 1 << 16  # bytes; what is longer comes in pieces
+_PROGRESS_BAR_SECONDS = 10.0  # between two states of a progress bar
+_MAX_LINE_BYTES = 1 << 16  # a longer line comes in pieces
 
 
-def lines(stream: IO[bytes]) -> Iterator[str]:
-    """Its lines as they come. A bar that draws over itself (`\\r`) is told now and then only."""
-    rest, told = b"", 0.0
-    while chunk := os.read(stream.fileno(), _LONGEST):
+def read_lines(stream: IO[bytes]) -> Iterator[str]:
+    """Yield the lines as they come.
+
+    Of a progress bar, which overwrites its line with a carriage return, only a state now and then.
+    """
+    rest, shown_at = b"", 0.0
+    while chunk := os.read(stream.fileno(), _MAX_LINE_BYTES):
         *parts, rest = re.split(rb"(?<=\n)|(?<=\r)(?!\n)", rest + chunk)
         for part in parts:
             is_bar = part.endswith(b"\r")
-            if is_bar and (part == b"\r" or time.monotonic() - told < _EVERY):
+            is_recent = time.monotonic() - shown_at < _PROGRESS_BAR_SECONDS
+            if is_bar and (part == b"\r" or is_recent):
                 continue
-            told = time.monotonic() if is_bar else told
+            shown_at = time.monotonic() if is_bar else shown_at
             yield part.rstrip(b"\r\n").decode(errors="replace")
-        if len(rest) > _LONGEST:
+        if len(rest) > _MAX_LINE_BYTES:
             yield rest.decode(errors="replace")
             rest = b""
     if rest:

@@ -1,15 +1,15 @@
-"""Runs one job in this process: `python -m hydra_modal_jobs.worker.run_job JOB_JSON`."""
+"""Runs one job in this process: `python -m hydra_modal_jobs.worker.run_job ATTEMPT_JSON`.
+
+Hydra's `run_job` needs a `HydraContext`, whose parts are private names of Hydra (of 1.3.8).
+"""
 
 from __future__ import annotations
 
-import base64
 import ctypes
-import json
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,9 +24,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hydra_modal_jobs.errors import Failure
-from hydra_modal_jobs.files import read_json, write, write_json
-from hydra_modal_jobs.jobs.job import CONTROL, load_config, load_task
+from hydra_modal_jobs.files import read_json, write_atomically
+from hydra_modal_jobs.jobs.result import Outcome, pack
+from hydra_modal_jobs.jobs.serialize import load_config, load_task
+from hydra_modal_jobs.paths import ERROR_FILE
 from hydra_modal_jobs.secrets import Secrets
+
+_INTERRUPTED_STATUS = 130
 
 
 def perform(
@@ -35,7 +39,7 @@ def perform(
     *,
     context: HydraContext | None = None,
 ) -> tuple[JobReturn, BaseException | None]:
-    """Run the task by Hydra's own `run_job`; the error, if any, is returned and not raised.
+    """Run the task by Hydra's own `run_job`. Return its error, if any, instead of raising it.
 
     A `KeyboardInterrupt` passes through.
     """
@@ -64,33 +68,37 @@ def perform(
     return returned, failure
 
 
-def outcome(returned: JobReturn, error: BaseException | None, secrets: Secrets) -> dict[str, Any]:
-    """The result as plain data; an error's traceback goes into a file of its own."""
-    record: dict[str, Any] = {
-        "state": "done" if error is None else "failed",
-        "working_dir": returned.working_dir,
-        "task_name": returned.task_name,
-    }
+def outcome_of(returned: JobReturn, error: BaseException | None, secrets: Secrets) -> Outcome:
+    """Return what `perform` returned as plain data, without secret values."""
+    outcome = Outcome(
+        state="done" if error is None else "failed",
+        working_dir=returned.working_dir or "",
+        task_name=returned.task_name or "",
+    )
     if error is None:
-        record |= pack(returned._return_value)
+        outcome.returned = pack(returned._return_value)
     else:
         failure = Failure.of(error)
-        record["failure"] = {
-            "kind": failure.kind,
-            "line": secrets.redact(failure.line),
-            "traceback": secrets.redact(failure.traceback),
-        }
-    return record
+        line, traceback = secrets.redact(failure.line), secrets.redact(failure.traceback)
+        outcome.failure = Failure(failure.kind, line, traceback)
+    return outcome
+
+
+def set_resume(config: DictConfig, key: str | None) -> None:
+    """Set the application's setting `key`, if there is one, that says to continue a job."""
+    if key:
+        with read_write(config), open_dict(config):
+            OmegaConf.update(config, key, True)
 
 
 @contextmanager
 def redacted_logs(secrets: Secrets) -> Iterator[None]:
-    """What is logged goes into files past whoever reads the job's output."""
-    make = logging.getLogRecordFactory()
+    """Keep secret values out of log records, which reach files without passing a supervisor."""
+    make_record = logging.getLogRecordFactory()
 
-    def redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = make(*args, **kwargs)
-        with suppress(Exception):  # a message that does not fit its arguments is logging's to tell
+    def make_redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make_record(*args, **kwargs)
+        with suppress(Exception):  # logging itself reports a message that does not fit its values
             text = record.getMessage()
             if text != secrets.redact(text):
                 record.msg, record.args = secrets.redact(text), ()
@@ -100,77 +108,81 @@ def redacted_logs(secrets: Secrets) -> Iterator[None]:
                 )
         return record
 
-    logging.setLogRecordFactory(redacted)
+    logging.setLogRecordFactory(make_redacted)
     try:
         yield
     finally:
-        logging.setLogRecordFactory(make)
-
-
-def pack(value: Any) -> dict[str, Any]:
-    """A returned value as JSON if it is the same after it, else by value."""
-    try:
-        if json.loads(json.dumps(value)) == value and not isinstance(value, tuple):
-            return {"value": value}
-    except (TypeError, ValueError):
-        pass
-    import cloudpickle
-
-    try:
-        return {"pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
-    except Exception as error:
-        return {"value": None, "lost": f"the returned value cannot be pickled: {error}"}
-
-
-def unpack(record: dict[str, Any]) -> Any:
-    if "pickle" not in record:
-        return record.get("value")
-    import pickle
-
-    return pickle.loads(base64.b64decode(record["pickle"]))
+        logging.setLogRecordFactory(make_record)
 
 
 def main() -> None:
-    begun = time.time()
+    """Run the job of `attempt.json` and write `outcome.json` beside it."""
     _end_with_parent()
-    payload = read_json(Path(sys.argv[1]))
+    attempt = Path(sys.argv[1])
+    payload = read_json(attempt)
     folder = Path(payload["dir"]) / payload["subdir"]
     is_first = int(os.environ.get("RANK", "0")) == 0
-    secrets = Secrets.here(payload["secret_names"])
-    known = [os.getcwd(), *payload.get("path", [])]  # as in the process that launched it
-    sys.path[:0] = [entry for entry in known if entry not in sys.path]
+    secrets = Secrets.from_environment(payload["secret_names"])
+    search_path = [os.getcwd(), *payload.get("path", [])]  # that of the launching process
+    sys.path[:0] = [entry for entry in search_path if entry not in sys.path]
+    error: BaseException | None = None
+    try:
+        _listen_to_interrupts(True)  # the supervisor blocked them while Python started
+        outcome, error = _run(payload, secrets, is_first=is_first)
+    except KeyboardInterrupt as stop:
+        outcome = Outcome(state="interrupted", last_words=secrets.redact(str(stop)))
+    _listen_to_interrupts(False)
+    path = attempt.with_name("outcome.json")
+    # Rank 0 writes its result; a failure is written by the first rank that fails, since the
+    # failures of the others are consequences of it.
+    if (is_first or error is not None) and not path.exists():
+        outcome.write(path)
+        if outcome.failure is not None:
+            with suppress(OSError):  # the disk may be full, which is then the failure itself
+                write_atomically(folder / ERROR_FILE, outcome.failure.traceback)
+        if payload["prints_end"]:
+            _print_end(outcome, error)
+    if outcome.state == "interrupted":
+        sys.exit(_INTERRUPTED_STATUS)
+    sys.exit(0 if error is None else 1)
+
+
+def _run(
+    payload: dict[str, Any], secrets: Secrets, *, is_first: bool
+) -> tuple[Outcome, BaseException | None]:
     try:
         task = load_task(payload["task"])
         config = load_config(payload)
         JobRuntime.instance().set("name", payload["name"])
-        with read_write(config), open_dict(config):
-            if payload.get("resume_key"):
-                OmegaConf.update(config, payload["resume_key"], True)
-            if not is_first:
-                config.hydra.output_subdir = None  # one rank writes
+        set_resume(config, payload.get("resume_key"))
+        if not is_first:
+            with read_write(config), open_dict(config):
+                config.hydra.output_subdir = None  # rank 0 alone writes it
         with redacted_logs(secrets):
             returned, error = perform(config, task)
-    except Exception as failed:  # before the task: an import, a configuration
+    except Exception as failed:  # before the task began: an import or the configuration
         returned, error = JobReturn(), failed
-    except KeyboardInterrupt as stop:
-        if is_first:
-            print(str(stop) or "interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
-    record = outcome(returned, error, secrets) | {"begun": begun, "ended": time.time()}
-    ending = folder / CONTROL / "outcome.json"
-    # The first one's result, or the first failure: what the others do then comes of it.
-    if (is_first or error is not None) and not ending.exists():
-        write_json(ending, record)
-        if error is not None:
-            write(folder / "error.txt", record["failure"]["traceback"])
-            said = "line" if isinstance(error, HydraException) else "traceback"
-            print(record["failure"][said], file=sys.stderr, flush=True)
-    if error is not None:
-        sys.exit(1)
+    return outcome_of(returned, error, secrets), error
+
+
+def _print_end(outcome: Outcome, error: BaseException | None) -> None:
+    """Print why the job did not return, for its log."""
+    if outcome.failure is not None:
+        is_for_users = isinstance(error, HydraException)
+        text = outcome.failure.line if is_for_users else outcome.failure.traceback
+        print(text, file=sys.stderr, flush=True)
+    elif outcome.state == "interrupted":
+        print(outcome.last_words or "interrupted", file=sys.stderr, flush=True)
+
+
+def _listen_to_interrupts(listens: bool) -> None:
+    """Unblock or block SIGINT; blocked, it would be raised nowhere but in the middle of an exit."""
+    how = signal.SIG_UNBLOCK if listens else signal.SIG_BLOCK
+    signal.pthread_sigmask(how, {signal.SIGINT})
 
 
 def _end_with_parent() -> None:
-    """A job must not go on when what watches it was killed: the next attempt would meet it."""
+    """End with the supervisor: a job that outlived it would meet the next attempt."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

@@ -1,8 +1,9 @@
-"""torchrun without its report of a failure, which the process that failed has told already."""
+"""torchrun without its own report of a failure, since the failed process has reported it."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -11,6 +12,7 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.disable()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the supervisor blocked it
     try:
         main(sys.argv[1:])
     except ChildFailedError:

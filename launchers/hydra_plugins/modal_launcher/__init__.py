@@ -1,1 +1,1 @@
-"""A Hydra launcher: each job of a sweep in a Modal container of its own, or in this process."""
+"""The Hydra plugin `modal_jobs`: each job of a sweep runs on Modal or on this machine."""

@@ -1,6 +1,6 @@
-"""The former name of `python -m hydra_modal_jobs`."""
+"""The former name of the command `python -m hydra_modal_jobs`."""
 
-from hydra_modal_jobs.__main__ import main
+if __name__ == "__main__":  # Hydra imports this module when it looks for plugins
+    from hydra_modal_jobs.__main__ import main
 
-if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The plugin that Hydra finds; its work is in the modules beside it."""
+"""The launcher class that Hydra discovers; `hydra_modal_jobs` does its work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 
 class ModalJobsLauncher(Launcher):
-    """Runs each job where its own composed `hydra.launcher` says."""
+    """Runs each job where the `hydra.launcher` of its own configuration says."""
 
     def __init__(self, **_: Any) -> None:
         self.config: DictConfig | None = None
@@ -20,9 +20,10 @@ class ModalJobsLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        from hydra_modal_jobs.jobs.compose import SweepLoader
+        """Keep what `launch` needs, and speed up how Hydra composes the jobs."""
+        from hydra_modal_jobs.jobs.sweep_loader import SweepLoader
 
-        # Before the sweeper composes the jobs: for hundreds of them Hydra takes half a minute.
+        # It must be in place before the sweeper composes: Hydra takes half a minute for hundreds.
         hydra_context.config_loader = SweepLoader.over(hydra_context.config_loader)
         self.config = config
         self.hydra_context = hydra_context
@@ -31,6 +32,7 @@ class ModalJobsLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
+        """Run one job for each list of overrides; return their results in the same order."""
         from hydra_modal_jobs.launch import launch
 
         assert self.config is not None
@@ -39,5 +41,5 @@ class ModalJobsLauncher(Launcher):
             self.task_function,
             self.config,
             job_overrides,
-            first=initial_job_idx,
+            first_number=initial_job_idx,
         )

@@ -1,4 +1,4 @@
-"""A small Hydra application: what its jobs do is named by `do`."""
+"""A small Hydra application, whose setting `do` names the function of `jobs.py` to run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What jobs do: train with checkpoints, and fail in every way."""
+"""The functions of the toy jobs: one trains with checkpoints, the others fail in every way."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ CANARIES = ("WANDB_API_KEY", "FROM_DOTENV", "HF_TOKEN")
 
 
 def train(cfg: DictConfig) -> float:
-    """Take steps from the last checkpoint on; end after one when asked to. Returns x."""
+    """Take steps from the last checkpoint on, until asked to stop. Return x."""
     done = _last_checkpoint() if cfg.resume else 0
-    print(f"\x1efrom step {done}", flush=True)  # as if it were the launcher's own line
+    print(f"\x1efrom step {done}", flush=True)  # the mark of a supervisor's line is removed
     for step in range(done + 1, cfg.steps + 1):
         try:
             time.sleep(cfg.seconds)
             _save(step)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted at step {step}") from None
-        if os.path.exists(os.environ["HYDRA_JOB_STOP"]):
+        if os.path.exists(os.environ.get("HYDRA_JOB_STOP", "")):
             raise RuntimeError(f"asked to stop at step {step}")
     return float(cfg.x)
 
 
 def stubborn(cfg: DictConfig) -> float:
-    """Train, deaf to every request to end."""
+    """Train and ignore every request to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for step in range(_last_checkpoint() + 1, cfg.steps + 1):
         time.sleep(cfg.seconds)
@@ -42,25 +42,36 @@ def stubborn(cfg: DictConfig) -> float:
 
 
 def stuck(cfg: DictConfig) -> float:
-    """Save nothing, for ever."""
+    """Run for ever without a checkpoint."""
     print("stuck", flush=True)
     time.sleep(600)
     return 0.0
+
+
+def say(cfg: DictConfig) -> float:
+    """Print the text."""
+    print(cfg.text, flush=True)
+    return 0.0
+
+
+def terminal_width(cfg: DictConfig) -> int:
+    """Return the columns of the terminal that stdout is."""
+    return os.get_terminal_size(sys.stdout.fileno()).columns
 
 
 def fail(cfg: DictConfig) -> float:
     raise ValueError(f"no such luck with x={cfg.x}")
 
 
-def fail_while_told(cfg: DictConfig) -> float:
-    """Odd numbers fail as long as there is the file whose path `text` is."""
+def fail_while_file_exists(cfg: DictConfig) -> float:
+    """Fail if x is odd and the file exists whose path is `text`; train otherwise."""
     if cfg.x % 2 and os.path.exists(cfg.text):
-        raise ValueError("told to fail")
+        raise ValueError("the file exists")
     return train(cfg)
 
 
 def flaky(cfg: DictConfig) -> float:
-    """Lose the network once, then go on."""
+    """Lose the network once, then succeed."""
     tries = _folder() / "tries"
     if not tries.exists():
         tries.touch()
@@ -111,22 +122,22 @@ def fail_unpicklably(cfg: DictConfig) -> float:
 
 
 def ranks(cfg: DictConfig) -> str:
-    """Every process writes its rank and returns it."""
+    """Write and return the rank of each process."""
     rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
     (_folder() / f"rank-{rank}").write_text(world)
     return f"rank {rank} of {world}"
 
 
 def fail_second(cfg: DictConfig) -> float:
-    """The first process waits for the others, for ever."""
+    """Fail on rank 1 while rank 0 waits for ever."""
     if os.environ["RANK"] == "1":
         raise ValueError("no such luck on rank 1")
     time.sleep(600)
     return 0.0
 
 
-def tell_secrets(cfg: DictConfig) -> list[int]:
-    """Let out every secret in each way that a job has by mistake; the value is their lengths."""
+def leak_secrets(cfg: DictConfig) -> list[int]:
+    """Let out every secret in each way that a job has; return their lengths."""
     values = [*(os.environ[name] for name in CANARIES), cfg.text]
     for value in values:
         print("printed:", value, flush=True)

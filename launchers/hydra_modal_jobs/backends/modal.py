@@ -1,0 +1,131 @@
+"""Jobs on Modal: queued in a deployed app, which goes on without the launching process."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from hydra_modal_jobs import prices
+from hydra_modal_jobs.backends import modal_app, modal_volume
+from hydra_modal_jobs.backends.base import Backend, Event, Line
+from hydra_modal_jobs.backends.local import take_all
+from hydra_modal_jobs.backends.modal_calls import Calls
+from hydra_modal_jobs.backends.modal_errors import UNREACHABLE
+from hydra_modal_jobs.config import ModalJobsConf
+from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.jobs.result import JobResult
+from hydra_modal_jobs.paths import LOG_FILE
+from hydra_modal_jobs.secrets import Secrets
+from hydra_modal_jobs.worker.attempts import Ledger
+
+_LAST_LINES_SECONDS = 3.0  # for the log's last lines, once the app has been stopped
+
+
+class ModalBackend(Backend):
+    """One app for a launch, with a function for each kind of container."""
+
+    name = "modal"
+    title = "on Modal"
+    is_remote = True
+
+    @classmethod
+    def check_job(cls, job: Job) -> None:
+        """Refuse what Modal would refuse late, or take silently for something else."""
+        modal_app.check_resources(job)
+
+    @classmethod
+    def check_launch(cls, jobs: Sequence[Job], *, resumes: bool) -> None:
+        """Refuse without an account, or where another run of this name left its files."""
+        modal_app.check_account()
+        if not resumes:
+            modal_volume.refuse_existing(jobs)
+
+    @classmethod
+    def usd_per_hour(cls, settings: ModalJobsConf) -> tuple[float | None, float | None]:
+        """Return the list prices, which depend on the GPU that is free."""
+        return prices.usd_per_hour(settings)
+
+    @classmethod
+    def attempt_seconds(cls, settings: ModalJobsConf) -> int | None:
+        """Return `timeout`, or Modal's own limit of a day."""
+        return min(settings.timeout, modal_app.DAY_SECONDS)
+
+    def submit(self, jobs: Sequence[Job], secrets: Secrets) -> None:
+        """Deploy the app and queue the jobs; each is noted before anything else can go wrong."""
+
+        def note(app: modal_app.App, job: Job, call: str) -> None:
+            self.manifest.update(
+                [
+                    {
+                        "num": job.num,
+                        "call": call,
+                        "app": {"id": app.id, "name": app.name, "url": app.url},
+                        "volume": modal_volume.outputs_volume(job.settings),
+                        "mount": job.settings.volumes.outputs,
+                        "remote": str(modal_volume.remote_folder(job)),
+                        "skip": job.settings.checkpoints,
+                    }
+                ]
+            )
+
+        modal_app.start(jobs, secrets, batch=jobs[0].num, note=note)
+
+    def attach(self, nums: Collection[int], *, is_quiet: bool = False) -> None:
+        """Follow the calls of these jobs, app by app."""
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._entries = {num: self.manifest.entry(num) for num in nums}
+        by_app: dict[str, dict[int, str]] = {}
+        for num, entry in self._entries.items():
+            by_app.setdefault(entry["app"]["id"], {})[num] = entry["call"]
+        self._calls = {
+            app_id: Calls(app_id, calls, self._events, bring=self._bring, follows_logs=not is_quiet)
+            for app_id, calls in by_app.items()
+        }
+        if not is_quiet:
+            for url in dict.fromkeys(entry["app"]["url"] for entry in self._entries.values()):
+                self._events.put(Line(None, f"Modal: {url}"))
+
+    def events(self, timeout_seconds: float) -> Sequence[Event]:
+        """Return the events of all apps so far; an event that comes ends the wait."""
+        return take_all(self._events, timeout_seconds)
+
+    def cancel(self) -> None:
+        """End the attached jobs; each is interrupted first, so that it can save and report."""
+        for calls in self._calls.values():
+            calls.cancel()
+
+    def close(self, *, keeps_others: bool = False) -> None:
+        """Stop the apps, which ends what runs in them, and wait for the logs' last lines."""
+        for app_id, calls in self._calls.items():
+            try:
+                if not keeps_others:
+                    modal_app.stop(app_id)
+            except UNREACHABLE as error:
+                text = f"The app is still there ({error}); run: modal app stop {app_id}"
+                self._events.put(Line(None, text))
+            calls.drain(_LAST_LINES_SECONDS)
+
+    def fetch(self, num: int, *, checkpoints: bool = False) -> list[str] | None:
+        """Fetch a job's files from the volume."""
+        entry = self.manifest.entry(num)
+        return modal_volume.pull(entry, self.manifest.folder_of(entry), checkpoints=checkpoints)
+
+    def read_log(self, num: int) -> str:
+        """Read the log from the volume until the job has come back."""
+        entry = self.manifest.entry(num)
+        if self.manifest.state(entry) != "launched":
+            return super().read_log(num)
+        return modal_volume.read_text(entry, LOG_FILE)
+
+    def is_pending(self, num: int) -> bool:
+        """Ask Modal whether the job's call goes on."""
+        return modal_app.is_pending(self.manifest.entry(num)["call"])
+
+    def _bring(self, num: int) -> tuple[JobResult | None, bool]:
+        """Fetch a job's files; return its result among them, and whether it still writes them."""
+        self.fetch(num)
+        entry: dict[str, Any] = self._entries[num]
+        result = self.manifest.result(entry)
+        attempts = Ledger(self.manifest.folder_of(entry), entry["launch"]).attempts()
+        return result, bool(attempts) and result is None and attempts[-1].ended is None

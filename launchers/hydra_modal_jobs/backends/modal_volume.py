@@ -1,0 +1,99 @@
+"""The files of jobs on Modal's outputs volume: fetched, read, and protected from another run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import modal
+from modal import exception
+
+from hydra_modal_jobs.backends.modal_errors import as_refusal
+from hydra_modal_jobs.config import ModalJobsConf
+from hydra_modal_jobs.errors import LaunchRefused
+from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.manifest import run_name
+from hydra_modal_jobs.names import volume_names
+
+
+def outputs_volume(settings: ModalJobsConf) -> str:
+    """Return the name of the volume that holds the job's files while it runs."""
+    return volume_names(settings)[settings.volumes.outputs]
+
+
+def remote_folder(job: Job) -> PurePosixPath:
+    """Return the job's folder in its container."""
+    run = run_name(job.sweep_folder)
+    return PurePosixPath(job.settings.volumes.outputs) / run / str(job.payload["subdir"])
+
+
+def refuse_existing(jobs: Sequence[Job]) -> None:
+    """Raise `LaunchRefused` if another run of this name left files where a job would write."""
+    existing: dict[tuple[str, str], set[str]] = {}
+    for job in jobs:
+        volume, run = outputs_volume(job.settings), run_name(job.sweep_folder)
+        if (volume, run) not in existing:
+            existing[volume, run] = _names_in(volume, run)
+        if Path(job.payload["subdir"]).parts[0] in existing[volume, run]:
+            raise LaunchRefused(
+                f"{remote_folder(job)} of the volume {volume} holds a run of this name already; "
+                "take another name, or resume it"
+            )
+
+
+def pull(entry: dict[str, Any], folder: Path, *, checkpoints: bool) -> list[str]:
+    """Fetch a job's files into its folder here: those that are new or of another size.
+
+    `entry` is the job's in the manifest. Checkpoints are left out unless asked for. Returns the
+    names of the files fetched.
+    """
+    volume = modal.Volume.from_name(entry["volume"])
+    inside = PurePosixPath(entry["remote"]).relative_to(entry["mount"])
+    try:
+        files = list(volume.iterdir(str(inside), recursive=True))
+    except exception.NotFoundError:
+        return []
+    fetched = []
+    for file in files:
+        name = PurePosixPath(file.path).relative_to(inside)
+        target = folder / name
+        is_checkpoint = bool(entry["skip"]) and _matches(name, entry["skip"])
+        if file.type.name != "FILE" or (is_checkpoint and not checkpoints):
+            continue
+        here = target.stat() if target.exists() else None
+        if here and here.st_size == file.size and here.st_mtime >= file.mtime:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = target.with_name(f".{target.name}.{os.getpid()}")
+        with building.open("wb") as content:
+            for chunk in volume.read_file(file.path) if file.size else ():
+                content.write(chunk)
+        building.replace(target)
+        fetched.append(str(name))
+    return fetched
+
+
+def read_text(entry: dict[str, Any], name: str) -> str:
+    """Return a file of a job as it is on the volume now; empty if there is none yet."""
+    path = PurePosixPath(entry["remote"]).relative_to(entry["mount"]) / name
+    try:
+        chunks = list(modal.Volume.from_name(entry["volume"]).read_file(str(path)))
+    except (FileNotFoundError, exception.NotFoundError):
+        return ""
+    return b"".join(chunks).decode(errors="replace")
+
+
+def _names_in(volume: str, folder: str) -> set[str]:
+    with as_refusal():
+        try:
+            entries = modal.Volume.from_name(volume).listdir(folder)
+        except exception.NotFoundError:
+            return set()
+    return {PurePosixPath(entry.path).name for entry in entries}
+
+
+def _matches(name: PurePosixPath, pattern: str) -> bool:
+    top = pattern.partition("/")[0]
+    return name.parts[0] == top if "*" not in top else name.match(pattern)

@@ -1,0 +1,115 @@
+"""The command `resume`: runs again what did not finish, with the configuration of its launch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from hydra_modal_jobs import launch, report
+from hydra_modal_jobs.backends import backend_class, backend_of
+from hydra_modal_jobs.errors import JobFailed, LaunchRefused
+from hydra_modal_jobs.follow.watch import watch
+from hydra_modal_jobs.jobs.job import Job, reopen, update_payload, writable
+from hydra_modal_jobs.jobs.result import JobResult
+from hydra_modal_jobs.manifest import RunManifest
+
+
+def resume_run(
+    folder: Path, overrides: Sequence[str], *, former_names: Mapping[str, str] | None = None
+) -> None:
+    """Run again the jobs of a run that did not finish.
+
+    The overrides may change where and how the jobs run, not what they do. Raises `JobFailed` if
+    some of them do not finish this time either.
+    """
+    setup_globals()
+    manifest = RunManifest.load(folder)
+    jobs = [reopen(manifest.folder_of(entry), former_names=former_names) for entry in manifest.jobs]
+    for job in jobs:
+        _change(job, overrides)
+    _refuse_pending(manifest, jobs)
+    unfinished = [job for job in jobs if not (job.result and job.result.is_done)]
+    console = Console(file=sys.stdout)
+    if not unfinished:
+        console.print("Every job of this run is done.")
+        report.print_results(console, jobs, _results(jobs))
+        return
+    for job in unfinished:
+        job.function()  # refuses a task that cannot be imported
+    before = HydraConfig.instance().cfg
+    try:
+        launch.run(unfinished, context=None, is_resumed=True)
+    finally:
+        HydraConfig.instance().cfg = before
+    results = _results(jobs)
+    if len(jobs) > len(unfinished):
+        console.print("The whole run:")
+        report.print_results(console, jobs, results)
+    failed = [job for job in jobs if not results[job.num].is_done]
+    settings = unfinished[0].settings
+    is_detached = settings.detach and backend_of(settings).is_remote
+    if failed and not is_detached:
+        line = report.failure_line(failed[0], results[failed[0].num])
+        raise JobFailed(line if len(jobs) == 1 else report.unfinished_line(len(failed), len(jobs)))
+
+
+def wait_until_ended(manifest: RunManifest, jobs: Sequence[Job], *, cancels: bool) -> None:
+    """Wait until these remote jobs have ended; with `cancels`, cancel them first.
+
+    Their app is stopped unless other jobs of the run need it.
+    """
+    rows = report.rows_of(jobs)
+    going = [entry["num"] for entry in manifest.jobs if manifest.state(entry) == "launched"]
+    by_backend: dict[str, list[int]] = {}
+    for job in jobs:
+        by_backend.setdefault(manifest.entry(job.num)["backend"], []).append(job.num)
+    for name, nums in by_backend.items():
+        backend = backend_class(name)(manifest, jobs[0].settings)
+        watch(
+            backend,
+            {num: rows[num] for num in nums},
+            keeps_others=bool(set(going) - set(rows)),
+            is_quiet=True,
+            cancels=cancels,
+        )
+
+
+def _change(job: Job, overrides: Sequence[str]) -> None:
+    """Change the launcher's settings of a job; refuse to change any other setting."""
+    names = {source: name for name, source in report.filled_settings(job.config).items()}
+    with writable(job.config):
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key not in names and not key.startswith("hydra.launcher."):
+                raise LaunchRefused(
+                    f"{key}: a resumed job keeps the configuration of its launch; only these can "
+                    f"be changed: {', '.join(sorted(names))}, hydra.launcher.*"
+                )
+            OmegaConf.update(job.config, key, OmegaConf.create(f"x: {value}").x)
+    update_payload(job)
+
+
+def _refuse_pending(manifest: RunManifest, jobs: Sequence[Job]) -> None:
+    """Refuse while jobs are queued or running; bring back those that have ended meanwhile."""
+    going = [job for job in jobs if manifest.state(manifest.entry(job.num)) == "launched"]
+    pending = 0
+    for job in going:
+        backend = backend_class(manifest.entry(job.num)["backend"])(manifest, job.settings)
+        pending += backend.is_pending(job.num)
+    if pending:
+        raise LaunchRefused(
+            f"{manifest.name}: {pending} jobs are still queued or running; watch them with "
+            "runs attach, or end them with runs cancel"
+        )
+    if going:
+        wait_until_ended(manifest, going, cancels=False)
+
+
+def _results(jobs: Sequence[Job]) -> dict[int, JobResult]:
+    return {job.num: job.result or JobResult("not begun") for job in jobs}
