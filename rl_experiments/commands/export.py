@@ -32,7 +32,7 @@ def export(words: Sequence[str]) -> None:
         step = Manifest.read(checkpoint).step
         cfg = OmegaConf.load(checkpoint / RECORDS_FOLDER / CONFIG_FILE)
     except (OSError, CorruptCheckpoint):
-        raise UserError(f"{label}: no whole checkpoint of a run; take another") from None
+        raise UserError(f"{label}: not a complete checkpoint of a run; take another") from None
     with (
         errors_as_one_line(to),
         tempfile.TemporaryDirectory(prefix=".export-", dir=destination.build_in) as building,
