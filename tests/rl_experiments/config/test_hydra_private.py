@@ -26,7 +26,9 @@ def clean_hydra() -> Iterator[None]:
 
 def printed_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setattr(sys, "argv", ["rl-experiments", "--help"])
-    cli.main()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
     return capsys.readouterr().out
 
 
