@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra_modal_jobs import is_secret_name
 from omegaconf import OmegaConf
 
 from rl_experiments.paths import (
@@ -27,7 +28,6 @@ _SHOWN_SETTINGS = (
 )
 _DATA_SETTINGS = ("data", "evaluation_data", "words", "held_out")  # of environments with data
 _SHOWN_METRICS = ("step", "reward", "win_rate", "eval/reward", "eval/win_rate")
-_SECRET_SETTING = re.compile(r"(key|token|secret|password|credentials)$", re.IGNORECASE)
 _TEMPLATE = """\
 ---
 {front_matter}---
@@ -168,6 +168,6 @@ def _public(value: Any, name: str = "") -> Any:
     is_interpolation = isinstance(value, str) and "${" in value
     if not isinstance(value, str) or is_interpolation:
         return value
-    if _SECRET_SETTING.search(name):
+    if is_secret_name(name.upper()):
         return "left out"
     return Path(value).name if Path(value).is_absolute() else value
