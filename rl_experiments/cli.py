@@ -98,7 +98,7 @@ def main() -> None:
     """Run the command line, for the console script and for `python -m rl_experiments`."""
     interrupts.watch()
     _hide_verbs_from_completion()
-    verb, overrides = _split(sys.argv[1:])
+    verb, overrides = _split_arguments(sys.argv[1:])
     overrides = [expand_shorthand(override) for override in overrides]
     register()
     register_search_path(overrides)
@@ -112,16 +112,16 @@ def main() -> None:
         if VERBS[verb].is_job:
             _run_jobs(verb, overrides)
         else:
-            _function(verb)(overrides)
+            _function_of(verb)(overrides)
     except KeyboardInterrupt as interrupt:
-        _exit(str(interrupt) or "Stopped.", code=_EXIT_CODE_OF_CTRL_C)
+        _exit_with(str(interrupt) or "Stopped.", code=_EXIT_CODE_OF_CTRL_C)
     except Exception as error:
         if interrupts.caused(error):
-            _exit("Stopped.", code=_EXIT_CODE_OF_CTRL_C)
+            _exit_with("Stopped.", code=_EXIT_CODE_OF_CTRL_C)
         message = user_message(error)
         if message is None or show_traceback:
             raise
-        _exit(message)
+        _exit_with(message)
 
 
 def _hide_verbs_from_completion() -> None:
@@ -131,7 +131,7 @@ def _hide_verbs_from_completion() -> None:
         os.environ["COMP_LINE"] = re.sub(verbs, "", os.environ["COMP_LINE"])
 
 
-def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+def _split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the verb, which may stand anywhere, and the other words."""
     if arguments and arguments[0] in VERBS and VERBS[arguments[0]].has_arguments:
         return arguments[0], list(arguments[1:])
@@ -142,12 +142,12 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
         (verbs if is_bare else rest).append(word)
     for word in verbs:
         if word not in VERBS:
-            _exit(f"{word}: no such verb (choose from: {', '.join(VERBS)})")
+            _exit_with(f"{word}: no such verb (choose from: {', '.join(VERBS)})")
     if "plan" in verbs:
         verbs.remove("plan")
         rest.append("hydra.launcher.plan_only=true")
     if len(verbs) > 1:
-        _exit(f"{' and '.join(verbs)}: give one verb")
+        _exit_with(f"{' and '.join(verbs)}: give one verb")
     return verbs[0] if verbs else DEFAULT_VERB, rest
 
 
@@ -159,7 +159,7 @@ def _run_jobs(verb: str, overrides: list[str]) -> None:
     sys.argv = [sys.argv[0], *overrides]
     hydra_main = hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")
     if {"--help", "-h"}.isdisjoint(overrides):
-        hydra_main(_function(verb))()
+        hydra_main(_function_of(verb))()
     else:
         with fast_help():
             hydra_main(_no_task)()
@@ -169,7 +169,7 @@ def _no_task(cfg: Any) -> None:
     """Stand for the task where Hydra only prints its help, so that no verb is imported."""
 
 
-def _function(verb: str) -> Callable[..., Any]:
+def _function_of(verb: str) -> Callable[..., Any]:
     module, _, name = VERBS[verb].target.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
@@ -186,9 +186,9 @@ def _name_override(verb: str, overrides: Sequence[str]) -> list[str]:
     if "name" in texts:
         name = texts["name"]
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", name):
-            _exit(f"name={name}: use up to 64 letters, digits and . _ + -")
+            _exit_with(f"name={name}: use up to 64 letters, digits and . _ + -")
         if not resume and "hydra.sweep.dir" not in texts and (RUNS / name).exists():
-            _exit(
+            _exit_with(
                 f"name={name}: {RUNS / name} exists; add resume=true to go on, or take another name"
             )
         return []
@@ -198,7 +198,7 @@ def _name_override(verb: str, overrides: Sequence[str]) -> list[str]:
         dated = re.compile(re.escape(kind) + r"-\d{4}-\d{6}(-\d+)?")
         folders = [f for f in RUNS.glob("*") if dated.fullmatch(f.name)] if RUNS.is_dir() else []
         if not folders:
-            _exit(f"resume=true: no run {RUNS / kind}-* to go on with; give its name=...")
+            _exit_with(f"resume=true: no run {RUNS / kind}-* to go on with; give its name=...")
         return [f"name={max(folders, key=lambda folder: folder.stat().st_mtime).name}"]
     name = f"{kind}-{time.strftime('%m%d-%H%M%S')}"
     names = (name, *(f"{name}-{number}" for number in range(2, 100)))
@@ -209,6 +209,6 @@ def _help_of_verbs() -> str:
     return "\n".join(f"  {name:<9} {verb.help}" for name, verb in VERBS.items())
 
 
-def _exit(message: str, code: int = 1) -> NoReturn:
+def _exit_with(message: str, code: int = 1) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(code)

@@ -52,7 +52,7 @@ def audit_judge(config: Config, environment: Environment, progress: Progress) ->
     if not groups:
         raise UserError("num_examples: in no group do the attempts differ; give more groups")
     client = ApiClient(config.judge, model=config.judge.model, setting="judge")
-    say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
+    say = progress.print
     say(max_cost_line(config.judge, groups))
     with progress.phase("judge", total=len(groups) * len(View)) as advance:
         asyncio.run(_score_all(config, client, groups, partial(advance, 1)))

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def open_recorder(
     composed = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
     assert isinstance(composed, dict)
     settings = {str(key): value for key, value in composed.items() if key != "hydra"}
-    say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
+    say = progress.print
     logged_run = LoggedRun(run.folder, config.trainer.max_steps, config.logger, settings, say)
     loggers = Loggers(logged_run)
     failed = True
