@@ -54,8 +54,8 @@ def typed_config(cfg: DictConfig) -> Config:
 
 def check_settings(config: Config) -> None:
     """Raise a `UserError` that names the first setting whose value cannot be right."""
-    _check_trainer(config)
     _check_numbers(config)
+    _check_trainer(config)
     _check_engine(config)
     _check_endpoint("model", config.model)
     _check_endpoint("judge", config.judge)
@@ -117,7 +117,10 @@ def _require_whole_generations(name: str, steps: int, trainer: TrainerConfig) ->
 
 
 def _check_numbers(config: Config) -> None:
-    """Check the ranges of single numbers, and that a prompt has room beside its reply."""
+    """Check the ranges of single numbers, and that a prompt has room beside its reply.
+
+    This comes first: the other conditions divide by some of these numbers.
+    """
     trainer, evaluation, checkpoint = config.trainer, config.evaluation, config.checkpoint
     for name in (
         "per_device_train_batch_size",
