@@ -89,7 +89,8 @@ class LearningGuard:
                 "trainer.learning_rate, raise trainer.max_completion_length, or raise "
                 "checks.max_invalid"
             )
-        has_signal = any(self.rewards_vary(group) for group in groups)
+        credit, gamma = self.reward.credit, self.reward.gamma
+        has_signal = any(rewards_vary(group, credit=credit, gamma=gamma) for group in groups)
         self._generations_without_signal = 0 if has_signal else self._generations_without_signal + 1
         if self._generations_without_signal >= patience:
             raise UserError(
@@ -97,10 +98,6 @@ class LearningGuard:
                 "from; make the task easier or harder (env.*), raise trainer.num_generations or "
                 "trainer.temperature, or raise checks.patience"
             )
-
-    def rewards_vary(self, group: Sequence[Trajectory]) -> bool:
-        """Return whether an advantage of the group differs from zero."""
-        return rewards_vary(group, credit=self.reward.credit, gamma=self.reward.gamma)
 
 
 def global_mean_and_max(values: torch.Tensor, accelerator: Any) -> tuple[float, float]:

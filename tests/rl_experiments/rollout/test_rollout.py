@@ -31,7 +31,7 @@ from rl_experiments.rollout.episode import Episode
 from rl_experiments.rollout.renderer import ChatTurn, Renderer, RendererCache
 from rl_experiments.rollout.runner import RolloutRunner
 from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
-from rl_experiments.training.samples import split_by_tokens, trajectory_to_samples
+from rl_experiments.training.samples import trajectory_to_samples
 
 SCRATCH = ScratchConfig(warmup_episodes=60, warmup_steps=60)
 
@@ -222,20 +222,6 @@ def test_rows_hold_every_reply_once_under_the_prompt_that_the_policy_saw(
                 assert ids[: len(row.prompt_ids) + i] == seen
                 written[turn].append(token)
         assert [written[t] for t in sorted(written)] == [t.reply_ids for t in trajectory.turns]
-
-
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), max_size=40),
-    most=st.integers(1, 8000),
-)
-def test_no_part_of_a_mini_batch_is_larger_than_asked(
-    sizes: list[tuple[int, int]], most: int
-) -> None:
-    parts = [sizes[span] for span in split_by_tokens(sizes, most)]
-    assert [size for part in parts for size in part] == sizes
-    for part in parts:  # as tensors: prompts and replies are padded apart
-        padded = len(part) * (max(p for p, _ in part) + max(r for _, r in part))
-        assert padded <= most or len(part) == 1
 
 
 @pytest.mark.parametrize("earlier_turns", [None, 0])
