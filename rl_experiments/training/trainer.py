@@ -99,6 +99,7 @@ class EpisodeTrainer(GRPOTrainer):
     # One generation: play the episodes, compute their advantages, make a batch.
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        """Turn dataset rows into a batch; TRL calls this once for several optimizer steps."""
         with self.phase_timer.phase("generation"):
             return self._generate_batch([row["seed"] for row in inputs])
 
@@ -137,9 +138,9 @@ class EpisodeTrainer(GRPOTrainer):
         return batch
 
     def _play_groups(self, seeds: Sequence[int]) -> list[list[Trajectory]]:
-        """Play an episode for each seed; return the rewarded episodes of each group.
+        """Play an episode for each seed; return the episodes of each group with their rewards.
 
-        Equal seeds are beside each other, `num_generations` of each: these are a group.
+        A group is `num_generations` equal seeds in a row.
         """
         specs = [
             EpisodeSpec(seed, member)
@@ -206,9 +207,10 @@ class EpisodeTrainer(GRPOTrainer):
         return logprobs
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return TRL's result, and keep the log-probabilities for `_compare_with_sampler`."""
         with self.phase_timer.phase("log_probs"):
             logprobs, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._loss_logprobs = logprobs.detach()  # read by `_compare_with_sampler`
+        self._loss_logprobs = logprobs.detach()
         return logprobs, *others
 
     # The loss of a mini-batch.
@@ -305,6 +307,7 @@ class EpisodeTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write `checkpoint-{step}`, then finalize it; remove its files if that fails."""
         step = self.state.global_step
         with self.phase_timer.phase("checkpoint"):
             try:
