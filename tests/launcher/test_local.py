@@ -211,3 +211,25 @@ def test_a_run_of_an_earlier_version_is_listed_and_resumed(client: Client) -> No
 
 
 OLD_SETTINGS = "hydra_plugins.modal_launcher.config:ModalJobsConf"
+
+
+def test_a_run_whose_modules_have_other_names_now_is_resumed(client: Client) -> None:
+    """The application tells the launcher the former names of its modules."""
+    client.launch("gpu=local", "do=fail_while_file_exists", "x=1", f"text={client.folder}", code=1)
+    path = client.job() / ".job/job.json"
+    job = json.loads(path.read_text())
+    assert job["task"]["name"] == "toy.__main__:main"
+    job["task"]["name"] = "toy.former:main"
+    job["config"] = job["config"].replace(str(client.folder), "gone")
+    job["config"] = job["config"].replace("check: null", "check: toy.former_checks:check")
+    path.write_text(json.dumps(job))
+    assert "toy.former:main: No module named" in client.runs("resume", "toy", code=1).err
+
+    (client.folder / "resume.py").write_text(
+        "from pathlib import Path\n"
+        "import hydra_modal_jobs\n"
+        "former = {'toy.former': 'toy.__main__', 'toy.former_checks:check': 'builtins:len'}\n"
+        "hydra_modal_jobs.resume(['toy'], root=Path('runs'), former_names=former)\n"
+    )
+    client.launch(program="resume.py")
+    assert client.states() == ["done"]
