@@ -41,6 +41,7 @@ class LocalBackend(Backend):
         self.is_foreground = at_once == 1 and all(job.processes == 1 for job in jobs)
         for job in jobs:
             self._waiting.put(job)
+        sys.stdout.flush()  # a job in the foreground writes to the same place
         self._threads = [
             threading.Thread(target=self._work, name=f"job-{number}", daemon=True)
             for number in range(at_once)
