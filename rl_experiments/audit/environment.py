@@ -142,7 +142,7 @@ class EnvironmentAudit:
         if "oracle" in self.baselines:
             return "oracle"
         others = [name for name in self.baselines if name != "random"]
-        best = max(others, key=lambda name: self.results[name].mean_reward, default="random")
+        best = max(others, key=lambda name: self.results[name].ranking_value, default="random")
         self.notes.append(f"no baseline is called oracle; {best}, the best one, stands in for it")
         return best
 
@@ -199,11 +199,11 @@ class EnvironmentAudit:
         for name, policy in policies.items():
             self._play(name, policy, self.specs, max_turns=max_turns)
         # "constant" is the best of the replies that a policy may learn to give to any task.
-        mean_reward = {}
+        value_by_reply = {}
         for reply in common_replies(self.baselines) or [""]:
             self._play("constant", always(reply), self.specs[:_MIN_EPISODES], max_turns=max_turns)
-            mean_reward[reply] = self.results["constant"].mean_reward
-        best = max(mean_reward, key=mean_reward.__getitem__)
+            value_by_reply[reply] = self.results["constant"].ranking_value
+        best = max(value_by_reply, key=value_by_reply.__getitem__)
         self._play("constant", always(best), self.specs, max_turns=max_turns)
         cut = [
             f"{name} {result.num_cut}" for name, result in self.results.items() if result.num_cut

@@ -55,8 +55,8 @@ class AuditResult:
         return intervals.mean(finite) if finite else None
 
     @property
-    def mean_reward(self) -> float:
-        """The mean of the finite rewards for comparisons: minus infinity if there are none."""
+    def ranking_value(self) -> float:
+        """The mean of the finite rewards, to rank policies by; minus infinity if there are none."""
         return self.mean.value if self.mean else -math.inf
 
     def add(self, episode: TimedEpisode) -> None:

@@ -111,18 +111,18 @@ class PolicyResult:
         The difference of rewards is None if no seed has a reward in both.
         """
         pairs = list(zip(other.outcomes, self.outcomes, strict=True))
-        wins = intervals.paired_difference(
-            [theirs[0] for theirs, _ in pairs], [ours[0] for _, ours in pairs]
+        win_rate = intervals.paired_difference(
+            [baseline_won for (baseline_won, _), _ in pairs], [won for _, (won, _) in pairs]
         )
         rewards = [
-            (theirs[1], ours[1])
-            for theirs, ours in pairs
-            if not isnan(theirs[1]) and not isnan(ours[1])
+            (baseline, reward)
+            for (_, baseline), (_, reward) in pairs
+            if not isnan(baseline) and not isnan(reward)
         ]
         if not rewards:
-            return wins, None
-        return wins, intervals.paired_difference(
-            [theirs for theirs, _ in rewards], [ours for _, ours in rewards]
+            return win_rate, None
+        return win_rate, intervals.paired_difference(
+            [baseline for baseline, _ in rewards], [reward for _, reward in rewards]
         )
 
 

@@ -33,6 +33,7 @@ from rl_experiments.terminal.progress import Progress
 EpisodeWriter = Callable[[Trajectory], None]
 EpisodePlayer = Callable[[Sequence[EpisodeSpec], EpisodeWriter], None]
 _TRAINED = ("after", "before")  # the names that the train verb gives its policy
+_FORMAT_VERSION = 1  # of evaluation.json
 
 
 class Evaluation:
@@ -126,8 +127,11 @@ class Evaluation:
         """Write the results as JSON, beside the folder of episodes and with its name."""
         if not distributed.is_first():
             return
-        policies = [result.to_json() for result in self.results.values()]
-        summary: dict[str, Any] = {"seeds": [self.seeds[0], self.seeds[-1]], "policies": policies}
+        summary: dict[str, Any] = {
+            "format_version": _FORMAT_VERSION,
+            "seeds": [self.seeds[0], self.seeds[-1]],
+            "policies": [result.to_json() for result in self.results.values()],
+        }
         for name, baseline in self._comparisons():
             win_rate, reward = self.results[name].minus(self.results[baseline])
             summary[f"{name} - {baseline}"] = {
@@ -158,7 +162,7 @@ class Evaluation:
         return {name: by_file[file] for name, file in files.items() if file in by_file}
 
     def _comparisons(self) -> list[tuple[str, str]]:
-        """(policy, baseline) pairs: `after` vs `before`, otherwise every model vs the first one."""
+        """Return (policy, baseline) pairs: `after` vs `before`, else each model vs the first."""
         if {*_TRAINED} <= self.results.keys():
             return [_TRAINED]
         played = [name for name in self.compared if name in self.results]
@@ -207,7 +211,7 @@ class Evaluation:
         progress: Progress | None,
     ) -> None:
         """Play this process's share of the episodes, and append each to the policy's file."""
-        share = -(-len(self.specs) // distributed.world_size())  # of the episodes, for this process
+        share = -(-len(self.specs) // distributed.world_size())  # episodes, rounded up
         shown = progress or Progress(quiet=True)
         started = time.monotonic()
         done = share - len(remaining)

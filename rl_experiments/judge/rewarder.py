@@ -37,6 +37,7 @@ SETTING = "judge"  # the config group, as messages name it
 _MIN_RECENT_GROUPS = 8  # over which the share of failures is taken
 _DRAIN_SECONDS = 10.0  # to wait at the end for replies that are already paid for
 _EQUAL_SCORE = 0.5  # of attempts that look the same
+_FORMAT_VERSION = 1  # of the files beside the journal
 _SPEND_FIELDS = ("requests", "prompt_tokens", "completion_tokens", "usd")  # kept over attempts
 
 
@@ -90,7 +91,9 @@ class Judge:
         self._last_scores = [self._pending.pop(group[0].seed).result() for group in groups]
         for group, scores in zip(groups, self._last_scores, strict=True):
             apply_scores(group, scores, self.ruler)
-        write_atomically(self._spend_file, json.dumps({"format_version": 1, **self._spend()}))
+        write_atomically(
+            self._spend_file, json.dumps({"format_version": _FORMAT_VERSION, **self._spend()})
+        )
 
     def report(self, all_groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
         """Return the metrics of the groups that all processes rewarded last.
@@ -247,7 +250,7 @@ def _reason_for_no_judge(config: Config, decision_file: Path) -> str:
         except UserError as error:
             enabled, reason = False, str(error)
     if config.reward.ruler.enabled is None and distributed.is_first():
-        decision = {"format_version": 1, "enabled": enabled}
+        decision = {"format_version": _FORMAT_VERSION, "enabled": enabled}
         write_atomically(decision_file, json.dumps(decision))
     return "" if enabled else reason
 

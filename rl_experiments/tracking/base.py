@@ -13,6 +13,7 @@ from rl_experiments.paths import LOGGER_IDS_FILE
 from rl_experiments.storage.files import write_atomically
 
 JsonDict = dict[str, Any]
+_FORMAT_VERSION = 1  # of loggers.json
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class LoggedRun:
 
     def keep_service_id(self, service: str, service_id: str) -> None:
         """Keep the id under which a service knows the run, for later attempts."""
-        ids = {"format_version": 1, **self._service_ids(), service: service_id}
+        ids = {"format_version": _FORMAT_VERSION, **self._service_ids(), service: service_id}
         write_atomically(self.folder / LOGGER_IDS_FILE, json.dumps(ids, indent=1))
 
     def _service_ids(self) -> JsonDict:

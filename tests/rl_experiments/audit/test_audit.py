@@ -158,11 +158,11 @@ def test_a_policy_stops_after_a_slow_step() -> None:
 
 
 def test_no_policy_without_skill_gets_the_answer_of_its_task() -> None:
-    def own(self: Any, seed: int, *, member: int = 0) -> str:
+    def hidden_number(self: Any, seed: int, *, member: int = 0) -> str:
         self.number = 1000 + seed
         return "say it"
 
-    audited = EnvironmentAudit(parrot(if_it_is_in_there, reset=own), 40)
+    audited = EnvironmentAudit(parrot(if_it_is_in_there, reset=hidden_number), 40)
     assert audited.results["oracle"].rewards == [1.0] * 40
     for name in ("all_answers", "answer_of_another", "all_random"):
         assert audited.results[name].rewards == [0.0] * 40

@@ -174,7 +174,8 @@ def test_no_file_holds_a_secret(resumed: tuple[Path, str, dict[str, str]]) -> No
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> list[str]:
+def user_function(tmp_path: Path) -> list[str]:
+    """Return the settings of a run that a user's function trains, logged to W&B."""
     (tmp_path / "own.py").write_text(USER_MODULE)
     return ["trainer.target=own:train", "logger=wandb", "name=own"]
 
@@ -184,10 +185,15 @@ def own(tmp_path: Path) -> list[str]:
     ("end", "code", "sent"), [("killed", -signal.SIGKILL, []), ("failed", 1, [1, 2])]
 )
 def test_wandb_online_goes_on_in_the_same_run(
-    end: str, code: int, sent: list[int], own: list[str], program: Program, server: WandbServer
+    end: str,
+    code: int,
+    sent: list[int],
+    user_function: list[str],
+    program: Program,
+    server: WandbServer,
 ) -> None:
     """Whether or not the server was sent the steps that are done again."""
-    arguments = [*own, f"trainer.target=own:train_once_{end}", "logger.entity=team"]
+    arguments = [*user_function, f"trainer.target=own:train_once_{end}", "logger.entity=team"]
     variables = {**server.variables, "WANDB_RUN_GROUP": "mine"}
     assert program(*arguments, **variables).returncode == code
     ((run_id, _),) = server.begun.items()
@@ -203,10 +209,10 @@ def test_wandb_online_goes_on_in_the_same_run(
 
 @pytest.mark.slow
 def test_the_jobs_of_a_sweep_in_one_process_have_a_wandb_run_each(
-    own: list[str], program: Program, tmp_path: Path, server: WandbServer
+    user_function: list[str], program: Program, tmp_path: Path, server: WandbServer
 ) -> None:
     """With a training function of the user."""
-    done = program(*own, "seed=0,1", **server.variables)
+    done = program(*user_function, "seed=0,1", **server.variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(server.begun) == 2
     assert {begun["groupName"] for begun in server.begun.values()} == {"own"}
@@ -228,7 +234,7 @@ def test_the_jobs_of_a_sweep_in_one_process_have_a_wandb_run_each(
     ],
 )
 def test_a_wrong_training_function_ends_in_one_line(
-    target: str, message: str, own: list[str], program: Program
+    target: str, message: str, user_function: list[str], program: Program
 ) -> None:
     done = program(f"trainer.target={target}", "name=x")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
@@ -245,14 +251,14 @@ def test_a_wrong_training_function_ends_in_one_line(
     ],
 )
 def test_a_failing_wandb_server_does_not_hold_up_the_run(
-    fails: str | None, message: str, own: list[str], program: Program, tmp_path: Path
+    fails: str | None, message: str, user_function: list[str], program: Program, tmp_path: Path
 ) -> None:
     with WandbServer(fails or "^$") as server:
         variables = {**server.variables, "WANDB_INIT_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "2"}
         if fails is None:
             variables["WANDB_BASE_URL"] = "http://127.0.0.1:9"
         started = time.monotonic()
-        done = program(*own, **variables)
+        done = program(*user_function, **variables)
         # W&B's client alone would try for longer than this.
         assert time.monotonic() - started < 180
         server.shutdown()
@@ -268,12 +274,12 @@ def test_a_failing_wandb_server_does_not_hold_up_the_run(
 
 @pytest.mark.slow
 def test_a_logger_that_raises_is_named_and_left_out(
-    own: list[str], program: Program, tmp_path: Path
+    user_function: list[str], program: Program, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken/wandb"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise RuntimeError('no\\nluck')")
-    done = program(*own, from_nothing=True, PYTHONPATH=str(broken.parent))
+    done = program(*user_function, from_nothing=True, PYTHONPATH=str(broken.parent))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Warning: wandb failed (no luck); the run goes on without it" in done.stdout
     assert len(records(tmp_path / "runs/own/0")) == 3

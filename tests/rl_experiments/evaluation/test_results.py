@@ -1,0 +1,74 @@
+"""Results of an evaluation, summed up from episode records and compared by pairs."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from rl_experiments.evaluation.results import PolicyResult, pass_at
+
+
+def record(seed: int, *, won: bool, reward: float | None = 0.0, **fields: Any) -> dict[str, Any]:
+    end = "failed" if reward is None else "won" if won else "lost"
+    return {
+        "seed": seed,
+        "won": won,
+        "reward": reward,
+        "end": end,
+        "turns": 2,
+        "tokens": 3,
+    } | fields
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_win() -> None:
+    episodes = [True, False, False, True, False]
+    for k in range(1, 6):
+        draws = list(combinations(episodes, k))
+        assert pass_at(k, 2, 5) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_failed_episodes_count_as_lost_and_have_no_reward() -> None:
+    records = [
+        record(0, won=True, reward=1.0),
+        record(1, won=False, reward=None),
+        record(2, won=False),
+    ]
+    result = PolicyResult.from_records("p", records, [0, 1, 2])
+    assert result.win_rate.value == pytest.approx(1 / 3) and result.failed == 1
+    assert result.reward and result.reward.value == pytest.approx(0.5)
+    assert result.ends == {"won": 1, "failed": 1, "lost": 1}
+    assert result.pass_at == {} and result.categories == {} and result.usd is None
+
+
+def test_seeds_with_several_episodes_count_as_one_observation_each() -> None:
+    records = [record(seed, won=seed == 0) for seed in (0, 1) for _ in range(3)]
+    result = PolicyResult.from_records("p", records, [0, 1])
+    assert result.n == 6 and result.win_rate.value == 0.5
+    assert list(result.pass_at) == [1, 2, 3]
+    assert result.win_rate == result.pass_at[1]
+
+
+def test_categories_have_results_of_their_own_seeds() -> None:
+    records = [record(0, won=True, category="a"), record(1, won=False, category="b")]
+    result = PolicyResult.from_records("p", records, [0, 1])
+    assert {name: part.win_rate.value for name, part in result.categories.items()} == {
+        "a": 1.0,
+        "b": 0.0,
+    }
+
+
+def test_differences_are_paired_by_seed() -> None:
+    rewards = {"one": (1.0, 2.0, None), "other": (0.5, 1.5, 3.0)}
+    results = {
+        name: PolicyResult.from_records(
+            name,
+            [record(s, won=name == "one", reward=value) for s, value in enumerate(values)],
+            [0, 1, 2],
+        )
+        for name, values in rewards.items()
+    }
+    wins, reward = results["one"].minus(results["other"])
+    assert wins == (1.0, 1.0, 1.0)
+    assert reward == (0.5, 0.5, 0.5)  # the seed without a reward of both does not count
