@@ -52,8 +52,7 @@ def audit_judge(config: Config, environment: Environment, progress: Progress) ->
     if not groups:
         raise UserError("num_examples: in no group do the attempts differ; give more groups")
     client = ApiClient(config.judge, model=config.judge.model, setting="judge")
-    say = progress.print
-    say(max_cost_line(config.judge, groups))
+    progress.print(max_cost_line(config.judge, groups))
     with progress.phase("judge", total=len(groups) * len(View)) as advance:
         asyncio.run(_score_all(config, client, groups, partial(advance, 1)))
     scores = [each for group in groups for each in group.scores.values() if each is not None]
@@ -64,14 +63,14 @@ def audit_judge(config: Config, environment: Environment, progress: Progress) ->
     failures = [each.status is ScoringStatus.FAILED for each in scores]
     measures[_FAILURES] = intervals.rate(sum(failures), len(failures))
     progress.print(measures_table(measures, groups=len(groups)))
-    say(costs_line(config.judge, scores))
+    progress.print(costs_line(config.judge, scores))
     if reason := next((each.reason for each in scores if each.reason), ""):
-        say(f"note: an answer could not be used: {reason}")
+        progress.print(f"note: an answer could not be used: {reason}")
     if len(scores) < len(groups) * len(View):
-        say("note: the budget (judge.max_*) was spent before all was asked")
+        progress.print("note: the budget (judge.max_*) was spent before all was asked")
     faults = _faults(measures, config.reward.ruler.max_failures)
     for line in faults or ["no fault found"]:
-        say(line)
+        progress.print(line)
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise UserError(f"judge.model={config.judge.model}: {count} found")
