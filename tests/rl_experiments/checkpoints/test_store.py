@@ -79,6 +79,7 @@ def test_fingerprints_of_before_the_format_had_a_version_are_read(tmp_path: Path
     assert known[1] == ["aa", "bb"] and len(known[2]) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_store_has_is_not_sent_again(
     proxy: FaultProxy, tmp_path: Path
 ) -> None:
