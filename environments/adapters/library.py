@@ -1,4 +1,4 @@
-"""How adapters use their libraries: import them, and give each episode its own chance."""
+"""How adapters use their libraries: import them, and give each episode a random state."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def load(name: str, *, env: str, install: str) -> ModuleType:
         ) from None
 
 
-class Chance:
-    """A state of the global random generators that belongs to one episode.
+class RandomState:
+    """The state of the global random generators that belongs to one episode.
 
     Code that draws from the global generators (of `random` and of numpy) thus replays exactly, and
     does not disturb other episodes.
@@ -40,7 +40,7 @@ class Chance:
         self._numpy_state: Any = None
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """Switch the generators to the episode's state; text printed meanwhile is dropped."""
         numpy: Any = sys.modules.get("numpy")
         outer, outer_numpy = random.getstate(), numpy and numpy.random.get_state()

@@ -27,7 +27,7 @@ _MODEL_WITHOUT_DOTS, _MODEL_WITH_DOTS = "gpt-4o-2024-11-20-FC", "Salesforce/xLAM
 
 @dataclass(frozen=True)
 class Official:
-    """Functions and tables of bfcl-eval, under their names there."""
+    """Functions and tables of bfcl-eval, under the names that they have there."""
 
     ast_checker: Callable[..., dict[str, Any]]
     simple_function_checker: Callable[..., dict[str, Any]]

@@ -107,9 +107,8 @@ class Game2048(Environment):
         if not changed:
             self.illegal_moves += 1
             reward -= self.illegal_penalty
-        if (
-            changed or self.rules is Rules.art
-        ):  # there is a free cell: under art rules a full board ends the game
+        # There is a free cell: under art rules a full board has ended the game.
+        if changed or self.rules is Rules.art:
             board = spawn(board, self._rng)
         self.board = board
         self.num_moves += 1

@@ -42,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of training and of evaluation in the order of their episodes, none in both."""
+    """The questions of training and evaluation in the order of episodes; none is in both."""
 
     training: tuple[Item, ...]
     evaluation: tuple[Item, ...]

@@ -153,9 +153,8 @@ class Wordle(Environment):
     def _finish(self, end: End, *, reward: float) -> Step:
         self._ended = True
         marks = self.board[-1][1] if self.board else ""
-        paid = (
-            "" if end is End.INVALID else marks
-        )  # no letters pay if an invalid reply ends the episode
+        # Letters do not pay if an invalid reply ends the episode.
+        paid = "" if end is End.INVALID else marks
         well_formed = rewards.well_formed_share(self._well_formed, turns=self.turns)
         return Step(
             observation=f"{render(self.board)}\nThe word is {self.secret}.".lstrip(),

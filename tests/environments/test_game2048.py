@@ -124,7 +124,7 @@ def test_original_rewards() -> None:
         assert round(computed, 4) == reward
 
 
-def test_ends() -> None:
+def test_every_end_has_its_reward() -> None:
     won = started([[64, 64, 0, 0], *[[0] * 4] * 3]).step("<move>left</move>")
     assert (won.end, won.episode_reward, won.metrics["win"]) == (End.WON, 2.0, 1.0)
     assert won.reward == pytest.approx(128 / 128 + 1.0)
@@ -254,7 +254,7 @@ LENIENT = {
 }
 
 
-def test_lenient_parser_and_input_of_a_person() -> None:
+def test_the_lenient_parser_and_typed_input() -> None:
     assert {reply: parse(reply, Parser.lenient) for reply in LENIENT} == LENIENT
     typed = {"l": "left", " RIGHT\n": "right", "u": "up", "d": "down", "↓": "down"}
     for text, direction in typed.items():
@@ -272,7 +272,7 @@ def test_a_wrong_setting_is_named(setting: str) -> None:
         started(**{str(k): v for k, v in OmegaConf.from_dotlist([setting]).items()})
 
 
-def test_settings_file_and_prompt() -> None:
+def test_the_yaml_has_the_settings_of_the_class_and_the_prompt_follows_them() -> None:
     names = [field.name for field in fields(Game2048)]
     stored = OmegaConf.load(CHECKOUT / "conf/env/game2048.yaml")
     assert isinstance(stored, DictConfig) and {*stored} == {"name", "_target_", *names}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 _ESCAPE = re.compile(r"\x1b\[([0-9;]{0,20})m")
-_LAST_ACTION = re.compile(
-    r"^ *\(\w+\)\n?", re.MULTILINE
-)  # shown on some turns only, where it shifts the rows
+# The last action, which screens show on some turns only, where it shifts the rows.
+_LAST_ACTION = re.compile(r"^ *\(\w+\)\n?", re.MULTILINE)
 _COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
 

@@ -1,4 +1,4 @@
-"""Scripted policies for reasoning-gym: each looks at the present item and writes a reply."""
+"""Scripted policies for reasoning-gym: each reads the current item and writes a reply."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from zlib import crc32
 
-from environments.adapters.library import Chance, load
+from environments.adapters.library import RandomState, load
 from environments.adapters.rewards import bounded
 
 _SIZE_FACTOR = 4  # a dataset is larger than its parts, because half of it belongs to either part
@@ -56,7 +56,7 @@ class Source:
         if name in REFUSED_DATASETS:
             raise ValueError(f"{name} is not supported: see environments/adapters/README.md")
         size = _SIZE_FACTOR * count
-        with Chance(f"reasoning_gym/{name}")():
+        with RandomState(f"reasoning_gym/{name}").active():
             self._dataset = library().create_dataset(name, **{"seed": 0, **options, "size": size})
         self.name = name
         self._count = count
@@ -71,7 +71,7 @@ class Source:
         for attempt in range(_MAX_TRIES):
             index = (number + attempt * (self._count + 1)) % self._size
             try:
-                with Chance(f"reasoning_gym/{self.name}/{index}")():
+                with RandomState(f"reasoning_gym/{self.name}/{index}").active():
                     entry = self._dataset[index]
             except Exception as error:  # a few datasets have no item for some seeds
                 failure = error
@@ -96,7 +96,7 @@ class Source:
         if len(answer) > 1000 + 4 * len(item.answer or ""):
             return 0.0
         try:
-            with Chance(f"reasoning_gym/{self.name}/score")():
+            with RandomState(f"reasoning_gym/{self.name}/score").active():
                 return bounded(self._dataset.score_answer(answer, item.entry), 0.0, 1.0)
         except Exception:  # of any type: the scorers expect answers in good form
             return 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from environments.adapters.library import Chance, load, one_line
+from environments.adapters.library import RandomState, load, one_line
 from environments.adapters.rewards import bounded
 from environments.adapters.textarena.baselines import BASELINES
 from environments.protocol import End, Environment, ScriptedPolicy, Step
@@ -63,7 +63,7 @@ class TextArena(Environment):
     def reset(self, seed: int, *, member: int = 0) -> str:
         """Begin with a game that depends on the seed; later chance depends on `member` too."""
         self._game = _started(self.game, self._options, seed)
-        self._chance = Chance(f"textarena/{seed}/{member}")
+        self._random_state = RandomState(f"textarena/{seed}/{member}")
         self._turns = 0
         self._ended = False
         self.shown = set()
@@ -74,7 +74,7 @@ class TextArena(Environment):
         action = without_thinking(reply).strip()[:_MAX_ACTION_CHARACTERS]
         self._turns += 1
         try:
-            with self._chance():
+            with self._random_state.active():
                 is_over, _ = self._game.step(action)
             observation = "" if is_over else self._observe()
         except Exception as error:  # of any type: games are rarely tested on arbitrary text
@@ -95,7 +95,7 @@ class TextArena(Environment):
 
     def _observe(self) -> str:
         """Return the messages since the last turn, without those of the policy."""
-        with self._chance():
+        with self._random_state.active():
             _, messages = self._game.get_observation()
         texts = [_text(message) for message in messages]
         observation = "\n".join(filter(None, texts)).strip() or "Your turn."
@@ -156,7 +156,7 @@ def _check(game: str, options: str) -> None:
 def _started(game: str, options: str, seed: int) -> Any:
     """Start a game, without the wrappers that repeat all earlier turns."""
     library = _library()
-    with Chance(f"textarena/{seed}")():
+    with RandomState(f"textarena/{seed}").active():
         started = library.make(game, **json.loads(options))
         while isinstance(started, library.Wrapper):
             started = started.env

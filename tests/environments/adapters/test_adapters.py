@@ -1,4 +1,4 @@
-"""What all adapters share: replies, rewards, chance, replays, settings."""
+"""What all adapters share: replies, rewards, random states, replays, settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from environments import End, Environment
 from environments.adapters import GymnasiumText, ReasoningGym, TextArena
-from environments.adapters.library import Chance
+from environments.adapters.library import RandomState
 from environments.adapters.replies import last_element
 from environments.adapters.rewards import bounded
 from tests.environments.adapters.playing import ADAPTERS, NEEDED, needs, played
@@ -26,7 +26,9 @@ from tests.support.paths import CHECKOUT
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_what_is_missing_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_install_command(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(module: str) -> Any:
         raise ModuleNotFoundError(f"No module named {module!r}")
 
@@ -36,7 +38,7 @@ def test_what_is_missing_is_named(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_settings_file(name: str) -> None:
+def test_the_yaml_has_the_settings_of_the_class(name: str) -> None:
     cls = NEEDED[name]
     stored = OmegaConf.load(CHECKOUT / f"conf/env/{name}.yaml")
     names = [field.name for field in fields(cls)]
@@ -53,7 +55,7 @@ def test_the_last_element_is_read(pieces: list[str]) -> None:
     assert last_element("a", reply) == (match[1].strip() if match else None)
 
 
-def test_thoughts_and_halves_are_no_answers() -> None:
+def test_thoughts_and_unclosed_elements_are_not_answers() -> None:
     for reply in (
         "",
         "1",
@@ -73,12 +75,12 @@ def test_rewards_are_bounded() -> None:
     assert bounded("text", -1, 1) == bounded(None, -1, 1) == 0.0
 
 
-def test_chance_replays_and_leaves_the_outer_alone() -> None:
+def test_the_random_state_replays_and_leaves_the_outer_one_alone() -> None:
     outer = random.getstate()
-    one, other = Chance("a"), Chance("a")
+    one, other = RandomState("a"), RandomState("a")
     drawn = []
-    for chance in (one, other, one, other):
-        with chance():
+    for state in (one, other, one, other):
+        with state.active():
             drawn.append(random.random())
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
     assert random.getstate() == outer

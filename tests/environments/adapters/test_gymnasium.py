@@ -72,7 +72,7 @@ def test_later_chance_differs_by_member() -> None:
 
 
 @needs("gymnasium")
-def test_texts_are_played_too() -> None:
+def test_environments_of_texts_are_played() -> None:
     gymnasium: Any = import_module("gymnasium")
 
     class Echo(gymnasium.Env):  # type: ignore[misc]

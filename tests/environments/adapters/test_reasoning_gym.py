@@ -74,7 +74,7 @@ def test_no_answer_is_run_as_code(tmp_path: Path) -> None:
 
 
 @needs("reasoning_gym")
-def test_a_maker_that_finds_no_item_for_a_seed_is_passed_over() -> None:
+def test_an_index_without_an_item_is_skipped() -> None:
     library = import_module("reasoning_gym")
     with pytest.raises(RuntimeError, match="suitable path cell"):
         library.create_dataset("maze", seed=0, size=20_000)[5843]

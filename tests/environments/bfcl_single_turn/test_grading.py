@@ -21,7 +21,9 @@ from tests.environments.bfcl_single_turn.cases import (
 )
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'bfcl_eval'")
 

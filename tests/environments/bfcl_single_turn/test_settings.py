@@ -38,7 +38,7 @@ def test_a_choice_that_leaves_nothing_is_refused() -> None:
 
 
 @needs_bfcl
-def test_settings_file() -> None:
+def test_the_yaml_has_the_settings_of_the_class() -> None:
     names = [field.name for field in fields(BfclSingleTurn)]
     stored = OmegaConf.load(CHECKOUT / "conf/env/bfcl_single_turn.yaml")
     assert isinstance(stored, DictConfig) and {*stored} == {"name", "_target_", *names}

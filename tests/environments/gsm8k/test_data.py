@@ -39,7 +39,7 @@ def test_an_epoch_shows_each_question_once_and_none_of_the_held_out(tmp_path: Pa
         assert len(pair.training) == len(pair.evaluation) == 1
 
 
-def test_two_files(tmp_path: Path) -> None:
+def test_evaluation_questions_come_from_a_second_file(tmp_path: Path) -> None:
     held_out = [*ROWS[:5], {"question": "1 + 1?", "answer": 2, "source": "mine"}]
     env = Gsm8k(a_file(tmp_path, ROWS), a_file(tmp_path, held_out, "held_out.jsonl"))
     asked = {row["question"] for row in held_out}
@@ -72,7 +72,7 @@ def test_a_wrong_file_is_named_in_one_line(tmp_path: Path, lines: list[str], say
     assert "\n" not in str(raised.value)
 
 
-def test_made_up_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_questions_need_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ValueError, match=r"env.data=gsm_symbolic: .*pip install reasoning-gym"):
         Gsm8k("gsm_symbolic")

@@ -41,7 +41,7 @@ def test_rewards_and_ends(questions: str) -> None:
     assert env.reply_from_input("#### 18") == "#### 18"
 
 
-def test_baselines_show_what_skill_is_worth(questions: str) -> None:
+def test_scripted_policies_without_skill_earn_little(questions: str) -> None:
     env, rng = Gsm8k(questions), Random(0)
     wins = {}
     for name, policy in env.baselines.items():
@@ -74,7 +74,7 @@ def test_wrong_settings_are_named(questions: str, tmp_path: Path) -> None:
 NAN = float("nan")
 
 
-def test_settings_file(questions: str) -> None:
+def test_the_yaml_has_the_settings_of_the_class(questions: str) -> None:
     names = [field.name for field in fields(Gsm8k)]
     stored = OmegaConf.load(CHECKOUT / "conf/env/gsm8k.yaml")
     assert isinstance(stored, DictConfig) and {*stored} == {"name", "_target_", *names}

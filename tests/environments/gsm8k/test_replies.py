@@ -112,7 +112,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("reply", REFUSED, ids=lambda reply: reply[:30])
-def test_what_is_no_single_number_is_refused(reply: str) -> None:
+def test_anything_but_a_single_number_is_refused(reply: str) -> None:
     assert not grade(reply, "18")
 
 

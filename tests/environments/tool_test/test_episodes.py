@@ -16,7 +16,7 @@ from environments.tool_test.replies import Call
 from tests.environments.tool_test.playing import LIGHT, TIMER, says, started
 
 
-def test_one_call_a_turn() -> None:
+def test_single_calls_are_answered_and_rewarded() -> None:
     env = started(TIMER, LIGHT, one_a_turn=True, calls_weight=0.5)
     first = env.step(says(LIGHT))
     assert (first.observation, first.role) == ('{"result": "done"}', "tool")
@@ -29,7 +29,7 @@ def test_one_call_a_turn() -> None:
         env.step("")
 
 
-def test_what_goes_wrong_in_turns() -> None:
+def test_wrong_calls_in_turns_are_answered_with_errors() -> None:
     def answers(*replies: str, **options: Any) -> list[Step]:
         env = started(TIMER, LIGHT, one_a_turn=True, names_weight=1, **options)
         steps = [env.step(reply) for reply in replies]
@@ -86,7 +86,7 @@ def test_evaluation_and_training_share_no_task(options: dict[str, Any]) -> None:
     assert len(evaluation) > (500 if not options else 5)
 
 
-def test_free_arguments() -> None:
+def test_free_arguments_take_any_value_of_the_right_type() -> None:
     env = started(Call("set_timer"), arguments="free")
     assert "of your choice" in env.system_prompt
     for minutes, end in ((1, End.WON), (10**9, End.WON), ("1", End.LOST)):
@@ -96,7 +96,7 @@ def test_free_arguments() -> None:
 
 
 @pytest.mark.parametrize("one_a_turn", [False, True])
-def test_baselines_show_what_skill_is_worth(one_a_turn: bool) -> None:
+def test_scripted_policies_without_skill_earn_little(one_a_turn: bool) -> None:
     rewards = {}
     for name, policy in ToolTest.baselines.items():
         env, rng, ends = ToolTest(one_a_turn=one_a_turn, max_turns=9), Random(0), []

@@ -53,7 +53,7 @@ def test_a_call_is_read_whatever_the_space_around_it(reply: str) -> None:
 
 
 @pytest.mark.parametrize("reply", UNREAD, ids=lambda reply: reply[:40])
-def test_what_is_no_call_in_form_is_none(reply: str) -> None:
+def test_a_malformed_call_does_not_count(reply: str) -> None:
     assert not any(call.name for call in parse(reply))
     assert started(TIMER).step(reply).end is End.INVALID
     if "<tool_call>" in reply and "<think>" not in reply:  # it counts as a call that is wrong
@@ -61,12 +61,12 @@ def test_what_is_no_call_in_form_is_none(reply: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", WRONG_CALLS, ids=lambda text: text[:30])
-def test_no_other_type_and_no_other_argument_is_taken(arguments: str) -> None:
+def test_wrong_types_and_superfluous_arguments_are_wrong(arguments: str) -> None:
     reply = f'<tool_call>{{"name": "set_timer", "arguments": {arguments}}}</tool_call>'
     assert started(TIMER).step(reply).end is End.LOST
 
 
-def test_types() -> None:
+def test_values_fit_their_schemas() -> None:
     values: list[Any] = [True, 1, 1.5, "hall", "garden", [1], ["hall"], [], None, {}, float("inf")]
     room = {"type": "string", "enum": ["hall"]}
     cases: list[tuple[dict[str, Any], list[Any]]] = [

@@ -77,7 +77,7 @@ def test_rewards_match_the_oracle(calls: tuple[list[Call], list[Call]]) -> None:
     assert step.end is (End.WON if shares["exact"] else End.LOST if made else End.INVALID)
 
 
-def test_shares_of_what_is_right() -> None:
+def test_rewards_by_shares() -> None:
     env = started(TIMER, LIGHT, exact_weight=4, names_weight=2, arguments_weight=1, calls_weight=8)
     dark = Call("switch_light", {"room": "hall", "on": False})
     for made, reward in (
@@ -92,7 +92,7 @@ def test_shares_of_what_is_right() -> None:
         assert env.step(says(*made)).reward == pytest.approx(reward)
 
 
-def test_calls_just_in_case_do_not_pay() -> None:
+def test_superfluous_calls_do_not_pay() -> None:
     all_ways = [Call("switch_light", {"room": "hall", "on": on}) for on in (True, False)]
     every_minute = [Call("set_timer", {"minutes": n}) for n in range(61)]
     weights = {"names_weight": 1.0, "arguments_weight": 1.0, "calls_weight": 1.0}

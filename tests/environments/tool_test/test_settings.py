@@ -38,14 +38,14 @@ def test_a_wrong_setting_is_named(name: str) -> None:
             ToolTest(**options)
 
 
-def test_settings_that_do_not_go_together() -> None:
+def test_conflicting_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"env\.max_turns=3: must be from 4"):
         ToolTest(one_a_turn=True, max_turns=3)
     with pytest.raises(ValueError, match=r"env\.offered=say: must leave tasks for training and"):
         ToolTest(offered=["say"], max_calls=1, arguments="free")  # type: ignore[arg-type]
 
 
-def test_settings_file_and_prompt() -> None:
+def test_the_yaml_has_the_settings_of_the_class_and_the_prompt_follows_them() -> None:
     names = [field.name for field in fields(ToolTest)]
     stored = OmegaConf.load(CHECKOUT / "conf/env/tool_test.yaml")
     assert isinstance(stored, DictConfig) and {*stored} == {"name", "_target_", *names}
@@ -59,7 +59,7 @@ def test_settings_file_and_prompt() -> None:
     assert typed == says(TIMER) and env.reply_from_input("Done.") == "Done."
 
 
-def test_what_the_tiny_model_learns_composes() -> None:
+def test_the_preset_of_the_tiny_model_composes() -> None:
     register()
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         experiment = check(compose("config", overrides=["name=test", "env=tool_test"]))

@@ -40,7 +40,7 @@ def test_original_rewards(case: tuple[str, str, End, float, float, float, float]
         assert alone.episode_reward == pytest.approx(10 * part), name
 
 
-def test_format_pays_by_its_share_and_the_guess_counts_all_the_same() -> None:
+def test_the_format_pays_by_its_share_and_any_readable_guess_counts() -> None:
     replies = [
         says("slate"),
         "<guess>crate</guess>",
@@ -89,7 +89,7 @@ def test_an_invalid_reply_is_forgiven_once_in_a_row() -> None:
     assert started("crane", any_letters=True).step(says("zzzzz")).observation.startswith("z=X z=X")
 
 
-def test_no_episode_is_longer_than_its_guesses_and_what_is_forgiven() -> None:
+def test_no_episode_is_longer_than_its_guesses_and_forgiven_replies() -> None:
     for guesses, forgiven in product((1, 6), (0, 1, 3)):
         env = started("crane", guesses=guesses, forgiven=forgiven)
         replies = [*["?"] * forgiven, says("slate")] * guesses
@@ -111,7 +111,7 @@ def test_a_cut_episode_keeps_its_last_guess() -> None:
     assert started().truncate().episode_reward == 0.0
 
 
-def test_the_observations() -> None:
+def test_observations_show_the_marks() -> None:
     everything, present = started("crane"), started("crane", earlier_turns=0)
     for env in (everything, present):
         assert env.reset(0) == "6 guesses left"

@@ -37,7 +37,7 @@ FORMAT = {
 }
 
 
-def test_what_is_read_of_a_reply() -> None:
+def test_the_last_guess_of_a_reply_is_read() -> None:
     for reply, word in LENIENT.items():
         env = started("crane")
         env.step(reply)

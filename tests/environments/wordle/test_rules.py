@@ -68,7 +68,7 @@ def test_consistent_words_are_those_with_the_same_marks() -> None:
         )
 
 
-def test_the_words() -> None:
+def test_the_word_lists() -> None:
     assert len(ENGLISH.words) == len(ENGLISH.known) == 4633
     assert {"crane", "abaci", "zippy", "civic"} <= ENGLISH.known
     assert all(len(w) == 5 and w.isascii() and w.isalpha() and w.islower() for w in ENGLISH.words)

@@ -16,7 +16,7 @@ from rl_experiments.preflight import check
 from tests.environments.wordle.playing import started
 
 
-def test_prompt_and_category() -> None:
+def test_the_prompt_and_the_categories() -> None:
     prompt = Wordle().system_prompt
     assert "<think>" in prompt and "<guess>crane</guess>" in prompt and "abaci" not in prompt
     tiny = Wordle(words="tiny", held_out=0.0, think=False, guesses=3)
@@ -58,7 +58,7 @@ def test_a_wrong_file_of_words_is_named(content: bytes, problem: str, tmp_path: 
     assert "\n" not in str(error.value)
 
 
-def test_settings_file() -> None:
+def test_the_yaml_has_the_settings_of_the_class() -> None:
     names = [field.name for field in fields(Wordle)]
     stored = OmegaConf.load(CONF_DIR / "env/wordle.yaml")
     assert isinstance(stored, DictConfig) and {*stored} == {"name", "_target_", *names}
