@@ -262,10 +262,11 @@ class RewardConfig:
 class ChecksConfig:
     """When training stops because something must be wrong."""
 
-    # Mean absolute difference between the log-probabilities of sampler and trainer, in nats.
+    # Mean absolute difference between the log-probabilities of sampler and trainer, in nats: of
+    # the replies that are learned from, and of fixed prompts after each sync of the weights.
     max_logp_difference: float = 0.05
+    max_sync_difference: float = 0.05
     max_invalid: float = 0.9  # share of episodes that end on an unreadable reply
-    max_sync_difference: float = 0.05  # log-probability differences after a weight sync, in nats
     # Generations in a row in which no reward varies, or too many replies are unreadable.
     patience: int = 5
 
