@@ -107,7 +107,8 @@ class Screen:
         for row in shown[:_MAX_LIVE_LINES]:
             since = duration(time.time() - row.begun) if row.begun else ""
             label = Text(row.label[:_MAX_LABEL_CHARACTERS])
-            lines.add_row(f"[dim]{row.num}[/]", label, row.gpu, row.summary(), since)
+            num = Text(str(row.num), style="dim")
+            lines.add_row(num, label, row.gpu, Text(row.summary()), since)
         hidden = max(0, len(active) - _MAX_LIVE_LINES)
         ended = len(self.rows) - len(active)
         if hidden or ended:
