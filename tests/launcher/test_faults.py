@@ -8,9 +8,7 @@ import pytest
 from grpclib import Status
 
 from tests.fakes.control_plane import ControlPlane
-from tests.support.launching import Client, client, json_lines, plane, settings, wait_for
-
-__all__ = ["client", "plane"]  # fixtures
+from tests.support.launching import Client, json_lines, settings, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,7 @@ import termios
 
 import pytest
 
-from tests.support.launching import Client, client, json_lines, plane, settings, wait_for
-
-__all__ = ["client", "plane"]  # fixtures
+from tests.support.launching import Client, json_lines, settings, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,7 @@ import re
 import pytest
 
 from tests.fakes.control_plane import ControlPlane
-from tests.support.launching import Client, client, json_lines, plane, settings
-
-__all__ = ["client", "plane"]  # fixtures
+from tests.support.launching import Client, json_lines, settings
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,8 @@ import pytest
 import yaml
 
 from tests.fakes.control_plane import ControlPlane
-from tests.support.launching import Client, client, plane, settings
+from tests.support.launching import Client, settings
 from tests.support.program import Program
-
-__all__ = ["client", "plane"]  # fixtures
 
 pytestmark = pytest.mark.slow
 

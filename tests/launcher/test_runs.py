@@ -10,20 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.control_plane import ControlPlane
-from tests.rl_experiments.training.test_training import assert_same, outcome
-from tests.support.launching import (
-    Client,
-    client,
-    json_lines,
-    plane,
-    python_path,
-    settings,
-    wait_for,
-)
+from tests.support.launching import Client, json_lines, python_path, settings, wait_for
 from tests.support.paths import LAUNCHER_APP
-from tests.support.program import SMALL, Program
-
-__all__ = ["client", "plane"]  # fixtures
 
 pytestmark = pytest.mark.slow
 
@@ -164,21 +152,3 @@ def test_resume_runs_what_did_not_finish(client: Client, plane: ControlPlane) ->
     whole = resumed.out.partition("The whole run")[2]
     assert re.findall(r"^ +\d +done +(\d)", whole, re.M) == ["0", "1", "2", "3"]
     assert "Every job of this run is done" in client.runs("resume", "toy").out
-
-
-def test_training_on_a_gpu_that_is_taken_away_equals_training_here(
-    client: Client, plane: ControlPlane, run_in: Program, program_environment: dict[str, str]
-) -> None:
-    asked = [*SMALL, "model=tiny", "seed=3", "trainer.max_steps=6"]
-    client.variables |= program_environment | plane.environment
-    training = client.start("gpu=a10g", "name=modal", *asked, program="-m rl_experiments")
-    checkpoints = client.remote(run="modal") / "checkpoints"
-    wait_for(lambda: any(checkpoints.glob("*/manifest.json")))
-    plane.preempt(client.call(run="modal"))
-    run_in(client.folder, "gpu=local", "name=here", *asked).check_returncode()
-    training.to_end()
-    assert len(plane.call(client.call(run="modal")).attempts) == 2
-    assert "[0] Going on from step" in training.out
-
-    client.runs("runs", "pull", "modal", "--checkpoints")
-    assert_same(outcome(client.job(run="modal")), outcome(client.job(run="here")))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.control_plane import ControlPlane
-from tests.support.launching import plane, settings
+from tests.support.launching import settings
 from tests.support.paths import CHECKOUT
 
 __all__ = ["plane"]

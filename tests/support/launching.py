@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.control_plane import ControlPlane, Settings
+from tests.support.forked import ForkServer
 from tests.support.paths import LAUNCHER_APP
 from tests.support.servers import launcher_server
 
@@ -209,9 +210,19 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+def container_server() -> ForkServer:
+    """The server that forks the containers; a test file may have another."""
+    return launcher_server()
+
+
+@pytest.fixture
+def plane(tmp_path: Path, container_server: ForkServer) -> Iterator[ControlPlane]:
+    """A stand-in for Modal."""
     settings = Settings(
-        grace=10.0, most_containers=9, container_environment={"OMP_NUM_THREADS": "1"}
+        grace=10.0,
+        most_containers=9,
+        container_environment={"OMP_NUM_THREADS": "1"},
+        python=container_server,
     )
     with ControlPlane(tmp_path / "plane", settings) as plane:
         yield plane
