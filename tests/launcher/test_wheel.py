@@ -16,8 +16,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.support.launching import settings
 from tests.support.paths import CHECKOUT
 
-__all__ = ["plane"]
-
 pytestmark = pytest.mark.slow
 
 APPLICATION = {
