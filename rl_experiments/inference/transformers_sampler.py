@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from rl_experiments.inference.sampler import Completion, Engine, Request
 
 
 class TransformersSampler:
-    """`model.generate` over all queued requests at once, their common beginning computed once."""
+    """Plays a model with transformers' `generate`, over all queued requests at once.
+
+    The common beginning of the prompts is computed once. A reply ends with any of `eos_token_id`.
+    """
 
     engine: Engine | None = None
     continuous = False
@@ -22,7 +28,7 @@ class TransformersSampler:
         self,
         model: PreTrainedModel,
         *,
-        eos_token_id: int,
+        eos_token_id: int | Collection[int],
         pad_token_id: int,
         max_new_tokens: int,
         temperature: float,
@@ -32,15 +38,17 @@ class TransformersSampler:
         self._pending: list[Request] = []
         self._policy_version: int | None = None
         self._seconds = 0.0  # of the latest rollout
+        ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
         self._config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,  # the logits processor has drawn the token already
-            eos_token_id=eos_token_id,
+            eos_token_id=ends,
             pad_token_id=pad_token_id,
             disable_compile=True,
         )
-        self._eos = eos_token_id
+        self._ends = frozenset(ends)
         self._pad = pad_token_id
+        self._shares_beginnings = True  # until the model's cache turns out to be of another kind
 
     def begin(self, policy_version: int | None) -> None:
         self._policy_version = policy_version
@@ -68,52 +76,95 @@ class TransformersSampler:
     @torch.no_grad()
     def _generate(self, requests: list[Request]) -> list[Completion]:
         prompts = [request.prompt_ids for request in requests]
-        shared = _shared_length(prompts)
+        draw = _Draw([Random(request.stream) for request in requests], self.temperature)
+        training = self.model.training
+        self.model.eval()
+        try:
+            shared, cache = self._shared_beginning(prompts)
+            ids, mask = self._layout(prompts, shared)
+            with _without_own_settings(self.model):
+                out: Any = self.model.generate(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    past_key_values=cache,
+                    generation_config=self._config,
+                    logits_processor=LogitsProcessorList([draw]),
+                )
+        finally:
+            self.model.train(training)
+        tokens = out[:, ids.size(1) :].tolist()
+        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
+        completions = []
+        for request, row, row_logprobs in zip(requests, tokens, logprobs, strict=True):
+            end = next((i for i, token in enumerate(row) if token in self._ends), len(row) - 1)
+            completions.append(
+                Completion(
+                    key=request.key,
+                    token_ids=row[: end + 1],
+                    logprobs=row_logprobs[: end + 1],
+                    policy_version=self._policy_version,
+                )
+            )
+        return completions
+
+    def _shared_beginning(self, prompts: list[list[int]]) -> tuple[int, Any]:
+        """Return how many tokens all prompts begin with, and the cache of these for each prompt.
+
+        Returns 0 and no cache if nothing is shared. Only full attention can share: a sliding window
+        would count the padding after the beginning, and a recurrent state cannot be repeated.
+        """
+        shared = _shared_length(prompts) if self._shares_beginnings else 0
+        if not shared:
+            return 0, None
+        beginning = torch.tensor([prompts[0][:shared]]).to(self.model.device)
+        cache = getattr(self.model(beginning, use_cache=True), "past_key_values", None)
+        layers = getattr(cache, "layers", ())
+        if cache is None or not layers or any(type(layer) is not DynamicLayer for layer in layers):
+            self._shares_beginnings = False
+            return 0, None
+        cache.batch_repeat_interleave(len(prompts))
+        return shared, cache
+
+    def _layout(self, prompts: list[list[int]], shared: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of the prompts and their attention mask, each (prompts, tokens).
+
+        Padding stands between the shared beginning and the rest; positions skip it.
+        """
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self._pad)
         mask = torch.zeros_like(ids)
         for i, prompt in enumerate(prompts):
-            # Padding stands between the shared beginning and the rest; positions skip it.
             start = width - len(prompt) + shared
             ids[i, :shared], ids[i, start:] = (
                 torch.tensor(prompt[:shared]),
                 torch.tensor(prompt[shared:]),
             )
             mask[i, :shared], mask[i, start:] = 1, 1
-        draw = _Draw([Random(request.stream) for request in requests], self.temperature)
-        device = self.model.device
-        training = self.model.training
-        self.model.eval()
-        cache = None
-        if shared:
-            cache = self.model(ids[:1, :shared].to(device), use_cache=True).past_key_values
-            cache.batch_repeat_interleave(len(prompts))
-        out: Any = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            past_key_values=cache,
-            generation_config=self._config,
-            logits_processor=LogitsProcessorList([draw]),
-        )
-        self.model.train(training)
-        tokens = out[:, width:].tolist()
-        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
-        completions = []
-        for request, row, row_logprobs in zip(requests, tokens, logprobs, strict=True):
-            length = row.index(self._eos) + 1 if self._eos in row else len(row)
-            completions.append(
-                Completion(
-                    key=request.key,
-                    token_ids=row[:length],
-                    logprobs=row_logprobs[:length],
-                    policy_version=self._policy_version,
-                )
-            )
-        return completions
+        return ids, mask
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Set the model's `generation_config` aside, from which `generate` fills in what is not given.
+
+    Qwen2.5 has a repetition penalty there, and others suppress tokens: the sampler would no longer
+    be the policy. Peft hands the wrapper's settings to the model within.
+    """
+    models = [model]
+    if hasattr(model, "get_base_model"):
+        models.append(model.get_base_model())
+    settings = [each.generation_config for each in models]
+    for each in models:
+        each.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for each, own in zip(models, settings, strict=True):
+            each.generation_config = own
 
 
 def _shared_length(prompts: list[list[int]]) -> int:
-    """How many tokens all prompts begin with, short of the whole of any; 0 if not worth sharing."""
+    """Return how many tokens all prompts begin with, fewer than any has; 0 if not worth sharing."""
     first, last = min(prompts), max(prompts)
     limit = min(map(len, prompts)) - 1
     shared = next((i for i in range(limit) if first[i] != last[i]), limit)
