@@ -20,6 +20,7 @@ from rl_experiments.config.overrides import expand_shorthand, override_texts
 from rl_experiments.config.registration import register, register_search_path
 from rl_experiments.paths import CONF_DIR, RUNS
 from rl_experiments.terminal import interrupts
+from rl_experiments.terminal.text import printable
 
 _EXIT_CODE_OF_CTRL_C = 130  # 128 + SIGINT, as shells have it
 
@@ -210,5 +211,5 @@ def _help_of_verbs() -> str:
 
 
 def _exit_with(message: str, code: int = 1) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(code)

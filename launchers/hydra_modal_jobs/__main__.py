@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.errors import CompactHydraException
 
 from hydra_modal_jobs import run_commands
+from hydra_modal_jobs.text import printable
 
 
 def main() -> None:
@@ -26,9 +27,9 @@ def main() -> None:
             usage = [*run_commands.USAGE.values(), "resume RUN: run again what did not finish"]
             sys.exit("\n".join([*usage, "--root=FOLDER: the folder of the runs (multirun)"]))
     except CompactHydraException as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
+        print(printable(str(stop)), file=sys.stderr)
         sys.exit(130)
 
 

@@ -29,6 +29,7 @@ from hydra_modal_jobs.launch_checks import by_backend_name, check
 from hydra_modal_jobs.manifest import RunManifest, spent_usd
 from hydra_modal_jobs.paths import JOB_FILE, MULTIRUN_FILE
 from hydra_modal_jobs.secrets import Secrets
+from hydra_modal_jobs.text import printable
 
 
 class LaunchedJobReturn(JobReturn):
@@ -67,7 +68,7 @@ def launch(
     except LaunchRefused as refused:
         raise LaunchRefused(report.with_own_names(str(refused), jobs)) from None
     except UserLeft as left:
-        print(left, file=sys.stderr)
+        print(printable(str(left)), file=sys.stderr)
         sys.exit(130)
     finally:
         HydraConfig.instance().cfg = before

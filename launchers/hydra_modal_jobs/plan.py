@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from hydra_modal_jobs.backends import backend_of
@@ -97,7 +96,7 @@ def plan_table(estimates: Sequence[Estimate]) -> Table:
     names = labels([each.job for each in estimates])
     for each in estimates:
         costs = (_range(each.per_hour), *map(_usd, (each.low, each.expected, each.high)))
-        row = [str(each.job.num), escape(names[each.job.num]), gpu_label(each.job)]
+        row = [str(each.job.num), names[each.job.num], gpu_label(each.job)]
         plan.add_row(*row, *(costs if has_costs else ()), duration(each.seconds))
     if has_costs:
         sums = [_usd(_sum(getattr(e, name) for e in estimates)) for name in _COSTS]

@@ -17,6 +17,7 @@ from hydra_modal_jobs.manifest import run_name
 from hydra_modal_jobs.paths import ERROR_FILE
 from hydra_modal_jobs.plan import duration
 from hydra_modal_jobs.tables import plain_table
+from hydra_modal_jobs.text import printable
 
 _STATE_STYLES = {"failed": "red", "done": "green"}
 
@@ -41,7 +42,7 @@ def print_failures(
     failed = [job for job in jobs if not results[job.num].is_done]
     for job in failed:
         line = f"[{job.num}] {failure_line(job, results[job.num])}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     return failed
 
 
@@ -102,7 +103,7 @@ def results_table(rows: Sequence[tuple[Row, JobResult]], *, metric: str) -> Tabl
         cost = [f"{result.usd:.2f}"] if has_costs else []
         value = format_value(result.returned.get("value")) if result.is_done else "-"
         seconds = duration(result.seconds)
-        table.add_row(str(row.num), state, value, seconds, *cost, row.gpu, Text(row.label))
+        table.add_row(str(row.num), state, value, seconds, *cost, row.gpu, row.label)
     if has_costs and len(rows) > 1:
         total = sum(result.usd for _, result in rows)
         table.add_section()

@@ -20,6 +20,7 @@ from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
 from hydra_modal_jobs.manifest import RunManifest, is_run, run_folders, run_name
 from hydra_modal_jobs.resume import resume_run, wait_until_ended
 from hydra_modal_jobs.tables import plain_table
+from hydra_modal_jobs.text import printable
 
 USAGE = {
     "runs": "runs: what was launched from here, with its state",
@@ -145,7 +146,7 @@ def _logs(run: _Run, words: list[str]) -> None:
     for entry in chosen:
         prefix = f"[{entry['num']}] " if len(chosen) > 1 else ""
         for line in run.backend(entry).read_log(entry["num"]).splitlines():
-            print(prefix + line)
+            print(prefix + printable(line))
 
 
 def _cancel(run: _Run, words: list[str]) -> None:

@@ -17,6 +17,7 @@ from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.preflight import compose_and_check
 from rl_experiments.rollout.episode import Episode
 from rl_experiments.rollout.types import EpisodeSpec
+from rl_experiments.terminal.text import printable
 
 _PAUSE_SECONDS = 0.5  # between the turns of a policy that is watched in a terminal
 
@@ -68,6 +69,7 @@ def _play_episode(
 
 def _print_text(console: Console, text: object, *, style: str | None = None) -> None:
     """Print the text as it is, without markup and without line breaks of our own."""
+    text = printable(text) if isinstance(text, str) else text
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as LiveBars
 from rich.table import Table
+from rich.text import Text
 
 from rl_experiments import distributed
+from rl_experiments.terminal.text import printable
 
 _SPEED_WINDOW_SECONDS = 60.0  # the live estimate of the time left looks this far back
 _PIPED_LINES_PER_PHASE = 5
@@ -31,7 +33,7 @@ class Progress:
         """Print a table, or a message on a line of its own, however narrow the terminal is."""
         if isinstance(message, str):
             # A piped line must stay whole for grep, and a terminal wraps long lines by itself.
-            self.console.print(message, soft_wrap=True, markup=False, highlight=False)
+            self.console.print(printable(message), soft_wrap=True, markup=False, highlight=False)
         else:
             self.console.print(message, highlight=False)
 
@@ -42,7 +44,7 @@ class Progress:
             self.print(message)
             yield
         else:
-            with self.console.status(message):
+            with self.console.status(Text(printable(message))):
                 yield
 
     @contextmanager
@@ -59,21 +61,21 @@ class Progress:
             yield self._piped_phase(name, total, done, line_per_note)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
         window = _SPEED_WINDOW_SECONDS
         with LiveBars(*columns, console=self.console, speed_estimate_period=window) as bars:
-            bar = bars.add_task(name, total=total, completed=done, note="")
+            bar = bars.add_task(printable(name), total=total, completed=done, note="")
 
             def advance(count: int, note: str | None = None) -> None:
                 bars.update(bar, advance=count)
                 if note is not None:
-                    bars.update(bar, note=note)
+                    bars.update(bar, note=printable(note))
 
             yield advance
 

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from hydra_modal_jobs.jobs.result import FINAL_STATES
 from hydra_modal_jobs.plan import duration
+from hydra_modal_jobs.tables import PlainTable
+from hydra_modal_jobs.text import printable
 from hydra_modal_jobs.worker.events import Update
 
 _MAX_LIVE_LINES = 24  # further jobs are only counted
@@ -77,11 +79,11 @@ class Screen:
 
     def message(self, text: str) -> None:
         """Show a message about the launch."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(printable(text), highlight=False, markup=False)
 
     def log(self, num: int, line: str) -> None:
         """Show a line of a job's output, after its number."""
-        self.console.print(Text.assemble((f"[{num}] ", "dim"), Text.from_ansi(line)))
+        self.console.print(Text.assemble((f"[{num}] ", "dim"), printable(line)))
 
     def update(self, update: Update) -> None:
         """Take over the state of a job."""
@@ -101,14 +103,14 @@ class Screen:
             self.message(f"[{update.num}] {row.summary()}")
 
     def _live_lines(self) -> Table:
-        lines = Table.grid(padding=(0, 2))
+        lines = PlainTable.grid(padding=(0, 2))
         active = [row for row in self.rows.values() if row.state not in FINAL_STATES]
         shown = sorted(active, key=lambda row: (row.state == "queued", row.num))
         for row in shown[:_MAX_LIVE_LINES]:
             since = duration(time.time() - row.begun) if row.begun else ""
-            label = Text(row.label[:_MAX_LABEL_CHARACTERS])
+            label = row.label[:_MAX_LABEL_CHARACTERS]
             num = Text(str(row.num), style="dim")
-            lines.add_row(num, label, row.gpu, Text(row.summary()), since)
+            lines.add_row(num, label, row.gpu, row.summary(), since)
         hidden = max(0, len(active) - _MAX_LIVE_LINES)
         ended = len(self.rows) - len(active)
         if hidden or ended:
