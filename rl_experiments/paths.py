@@ -38,6 +38,7 @@ WRITER_LOCK_FILE = ".lock"  # locked by the one process that may write the run
 MANIFEST_FILE = "manifest.json"  # size and SHA-256 of every file; written last, so it is complete
 RECORDS_FOLDER = "run"  # copies of the run's records: a checkpoint alone suffices to go on
 ADAPTER_CONFIG_FILE = "adapter_config.json"  # peft's: the checkpoint holds a LoRA adapter
+REFERENCE_MODEL_FILE = "reference/model.safetensors"  # of the KL term, in runs in which it moves
 MODEL_CONFIG_FILE = "config.json"  # transformers': the checkpoint holds a whole model
 
 

@@ -5,11 +5,13 @@ Limits are the settings `checks.*`. A difference of log-probabilities is in nats
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 
 from environments import End
 from rl_experiments.config.schema import ChecksConfig, RewardConfig
@@ -64,6 +66,27 @@ def check_weight_sync(mean_difference: float, *, limit: float) -> None:
             "The engine is not the policy after a weight sync: on fixed prompts their "
             f"log-probabilities differ by {mean_difference:.3f} on average, more than "
             f"checks.max_sync_difference={limit}"
+        )
+
+
+def check_gradient_is_finite(model: nn.Module, *, step: int) -> None:
+    """Stop before the optimizer step `step` if its gradient has a NaN or is infinite."""
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    if not nn.utils.get_total_norm(gradients).isfinite():
+        raise UserError(
+            f"The gradient of optimizer step {step} is not finite, so that step is not taken and "
+            "the checkpoints are those before it; lower trainer.learning_rate, set "
+            "model.dtype=float32, or look for infinite rewards (env.*, reward.*)"
+        )
+
+
+def check_weights_are_finite(model: nn.Module, *, where: str) -> None:
+    """Stop if a weight that is trained is NaN or infinite; `where` names the step or checkpoint."""
+    weights = [each.detach() for each in model.parameters() if each.requires_grad]
+    if not nn.utils.get_total_norm(weights, norm_type=math.inf).isfinite():
+        raise UserError(
+            f"The weights of {where} are not finite (NaN or infinite): training cannot go on from "
+            "them; go back to an earlier checkpoint, with a lower trainer.learning_rate"
         )
 
 

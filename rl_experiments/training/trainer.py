@@ -9,6 +9,7 @@ This is the only module that uses private names of TRL 1.16.0 and transformers 5
 - `GRPOTrainer._get_per_token_logps_and_entropies`, called and overridden, to keep its result
 - `GRPOTrainer._metrics`, appended to: values that `log` averages and empties
 - `Trainer._save_checkpoint`, overridden: writes `checkpoint-{step}`
+- `Trainer._load_from_checkpoint`, overridden: loads the weights of one
 - `TrainingArguments._n_gpu`, set
 """
 
@@ -19,22 +20,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import use_adapter
+from trl.trainer.utils import selective_log_softmax, use_adapter
 
 from environments import End
 from rl_experiments import distributed
 from rl_experiments.checkpoints.local import remove_unfinished
 from rl_experiments.config.schema import ChecksConfig, RewardConfig
 from rl_experiments.judge.rewarder import Judge
+from rl_experiments.paths import checkpoint_name
 from rl_experiments.rollout.advantages import turn_advantages
 from rl_experiments.rollout.runner import RolloutRunner, sync_probe
 from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
-from rl_experiments.training import guards
+from rl_experiments.training import guards, resume
 from rl_experiments.training.collate import collate, collate_tokens, pad
 from rl_experiments.training.episode_metrics import episode_metrics
 from rl_experiments.training.micro_batches import (
@@ -76,6 +79,11 @@ class EpisodeTrainer(GRPOTrainer):
         args._n_gpu = min(1, args.n_gpu)
         # TRL requires a reward function, but the environment rewards the turns as they are played.
         super().__init__(args=args, reward_funcs=[_unused_reward], **kwargs)
+        if self.ref_model is not None:
+            # TRL loads it from the folder that the model came from; but an adapter may have been
+            # merged into the model since. The KL term is against the policy as training begins.
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            reference.load_state_dict(self.accelerator.unwrap_model(self.model).state_dict())
         self.rollout = rollout(self)
         self.reward_config = reward
         self.checks = checks
@@ -90,6 +98,7 @@ class EpisodeTrainer(GRPOTrainer):
             self.rollout.on_begin = self._check_weight_sync
         self.phase_timer = PhaseTimer()
         self.add_callback(_TimeOptimizer(self.phase_timer))
+        self.add_callback(_StopIfNotFinite())
         # The log-probabilities that the loss computed last: (samples, tokens).
         self._loss_logprobs = torch.empty(0)
         # How far they are from the sampler's, one tensor per micro-batch of the first loss after a
@@ -196,15 +205,37 @@ class EpisodeTrainer(GRPOTrainer):
         """Return the log-probabilities of the completions' tokens: (samples, tokens)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        if self.micro_batch_tokens is None:
-            batch_size = self.args.per_device_train_batch_size
-        else:
-            batch_size = rows_at_once(ids.size(1), self.micro_batch_tokens)
+        batch_size = self._rows_at_once(ids.size(1))
         logprobs: torch.Tensor
         logprobs, _, _ = self._get_per_token_logps_and_entropies(
             model, ids, mask, batch["completion_ids"].size(1), batch_size=batch_size
         )
         return logprobs
+
+    @torch.no_grad()
+    def _logprobs_at_temperature_one(self, batch: Batch) -> torch.Tensor:
+        """Return the log-probabilities of the completions' tokens as an engine measures them.
+
+        TRL's own have the temperature of training, which its fused head is made for.
+        """
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        rows = self._rows_at_once(ids.size(1))
+        keep = batch["completion_ids"].size(1)
+        logprobs = []
+        for part_ids, part_mask in zip(ids.split(rows), mask.split(rows), strict=True):
+            output = self.model(
+                input_ids=part_ids, attention_mask=part_mask, logits_to_keep=keep + 1
+            )
+            logits = output.logits[:, -keep - 1 : -1].float()
+            logprobs.append(selective_log_softmax(logits, part_ids[:, -keep:]))
+        return torch.cat(logprobs)
+
+    def _rows_at_once(self, row_tokens: int) -> int:
+        """Return how many rows of `row_tokens` tokens go through the model without gradients."""
+        if self.micro_batch_tokens is None:
+            return int(self.args.per_device_train_batch_size)
+        return rows_at_once(row_tokens, self.micro_batch_tokens)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return TRL's result, and keep the log-probabilities for `_compare_with_sampler`."""
@@ -277,11 +308,8 @@ class EpisodeTrainer(GRPOTrainer):
             pad_token_id=self.processing_class.pad_token_id,
             device=device,
         )
-        training_temperature: float = self.args.temperature
-        self.temperature = 1.0  # the engine's log-probabilities are at temperature 1
         with self.accelerator.autocast():
-            of_trainer = self._completion_logprobs(self.model, batch)
-        self.temperature = training_temperature
+            of_trainer = self._logprobs_at_temperature_one(batch)
         of_engine = pad(engine.logprobs(self._sync_probe), device=device)
         difference = (of_trainer - of_engine)[batch["completion_mask"].bool()].abs()
         mean, _ = guards.global_mean_and_max(difference, self.accelerator)
@@ -312,11 +340,24 @@ class EpisodeTrainer(GRPOTrainer):
         with self.phase_timer.phase("checkpoint"):
             try:
                 super()._save_checkpoint(model, trial)
+                if self.args.sync_ref_model and distributed.is_first():
+                    folder = Path(self.args.output_dir) / checkpoint_name(step)
+                    reference = self.accelerator.unwrap_model(self.ref_model)
+                    resume.save_reference_model(reference, folder)
                 distributed.barrier()
                 if distributed.is_first():
                     self.finalize_checkpoint(step)
             except Exception as error:
                 raise remove_unfinished(self.args.output_dir, step=step, error=error) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint of this run, and the reference model's if it moves."""
+        folder = Path(resume_from_checkpoint)
+        model = model or self.model
+        resume.load_weights(model, folder)
+        guards.check_weights_are_finite(model, where=str(folder))
+        if self.args.sync_ref_model:
+            resume.load_reference_model(self.accelerator.unwrap_model(self.ref_model), folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card into checkpoints: the run folder has what made them."""
@@ -334,6 +375,23 @@ class _TimeOptimizer(TrainerCallback):
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self._running.close()
+
+
+class _StopIfNotFinite(TrainerCallback):
+    """Ends training at the step at which gradients or weights are no numbers any more.
+
+    A later checkpoint would hold them, and resuming from it would never get better.
+    """
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any
+    ) -> None:
+        guards.check_gradient_is_finite(model, step=state.global_step + 1)
+
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any
+    ) -> None:
+        guards.check_weights_are_finite(model, where=f"optimizer step {state.global_step + 1}")
 
 
 def _without_tokens(trajectory: Trajectory) -> Trajectory:

@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from environments import Step
 from environments.game2048 import Game2048
-from rl_experiments.checkpoints.checkpointer import Checkpointer
-from rl_experiments.config.experiment import Experiment
-from rl_experiments.config.registration import register
+from rl_experiments.checkpoints.local import latest_valid
 from rl_experiments.errors import UserError
-from rl_experiments.inference.sampler import Engine, Sampler
+from rl_experiments.inference.sampler import Sampler
 from rl_experiments.inference.transformers_sampler import TransformersSampler
-from rl_experiments.models.policy import load_policy
-from rl_experiments.paths import CONF_DIR
-from rl_experiments.preflight import check
-from rl_experiments.run.recorder import RunRecorder
-from rl_experiments.tracking.base import LoggedRun
-from rl_experiments.tracking.loggers import Loggers
-from rl_experiments.training.build import build_trainer
-from rl_experiments.training.grpo_config import make_grpo_config
-from rl_experiments.training.trainer import EpisodeTrainer
-from tests.support.program import SMALL
-
-
-@pytest.fixture(autouse=True)
-def cache_of_this_session(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Make each tiny model once for all tests."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def small_trainer(
-    folder: Path,
-    *overrides: str,
-    environment: Game2048 | None = None,
-    engine: Callable[[Any], Engine] | None = None,
-) -> EpisodeTrainer:
-    """Return the trainer of a small run, optionally with another environment or engine."""
-    register()
-    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
-        cfg = compose("config", [*SMALL, "name=guard", "trainer.max_steps=12", *overrides])
-    experiment = check(cfg)
-    policy = load_policy(experiment.config, experiment.environment, folder)
-    if environment:
-        experiment = Experiment(experiment.config, environment)
-    if engine:
-        policy = replace(policy, engine=engine(policy.model))
-    config = experiment.config
-    loggers = Loggers(LoggedRun(folder, 12, config.logger, {}, print))
-    run = RunRecorder(folder, loggers, Checkpointer(folder, config.checkpoint, print))
-    return build_trainer(experiment, run, policy, make_grpo_config(config, run.checkpoints))
+from tests.support.trainers import small_trainer
 
 
 @pytest.mark.slow
@@ -134,9 +94,16 @@ class CopySampler(TransformersSampler):
 
 
 @pytest.mark.slow
-def test_the_engine_is_compared_with_the_policy_at_each_sync(tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.3])
+def test_the_engine_is_compared_with_the_policy_at_each_sync(
+    tmp_path: Path, temperature: float
+) -> None:
     trainer = small_trainer(
-        tmp_path, "trainer.max_steps=6", "trainer.learning_rate=0.02", engine=CopyEngine
+        tmp_path,
+        "trainer.max_steps=6",
+        "trainer.learning_rate=0.02",
+        f"trainer.temperature={temperature}",
+        engine=CopyEngine,
     )
     trainer.train()
     logged = [r["sampling/sync_logp_difference/mean"] for r in trainer.state.log_history[:-1]]
@@ -160,6 +127,46 @@ def test_training_stops_if_the_engine_plays_an_old_version(tmp_path: Path) -> No
         UserError, match=r"played with the weights of step 0, but the trainer is at step 2"
     ):
         trainer.train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_training_stops_at_a_gradient_that_is_not_finite(tmp_path: Path, poison: float) -> None:
+    trainer = small_trainer(tmp_path, "checkpoint.every_steps=2")
+    weight = next(p for p in trainer.model.parameters() if p.requires_grad)
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor | None:
+        return gradient * poison if trainer.state.global_step == 4 else None
+
+    weight.register_hook(spoil)
+    with pytest.raises(UserError, match=r"gradient of optimizer step 5 is not finite"):
+        trainer.train()
+    newest = latest_valid(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "checkpoint-4"
+    weights = load_file(newest / "model.safetensors").values()
+    assert all(each.isfinite().all() for each in [*weights, *trainer.model.parameters()])
+
+
+@pytest.mark.slow
+def test_training_stops_at_a_step_after_which_weights_are_not_finite(tmp_path: Path) -> None:
+    trainer = small_trainer(
+        tmp_path, "trainer.learning_rate=1e39", "trainer.lr_scheduler_type=constant"
+    )
+    with pytest.raises(UserError, match=r"weights of optimizer step 1 are not finite"):
+        trainer.train()
+    assert latest_valid(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_weights_that_are_not_finite_is_not_resumed(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, "trainer.max_steps=2")
+    trainer.train()
+    checkpoint = tmp_path / "checkpoints/checkpoint-2"
+    weights = load_file(checkpoint / "model.safetensors")
+    next(iter(weights.values())).view(-1)[3] = math.nan
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights of .*checkpoint-2 are not finite"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 @dataclass

@@ -1,0 +1,51 @@
+"""Trainers of small runs, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from environments.game2048 import Game2048
+from rl_experiments.checkpoints.checkpointer import Checkpointer
+from rl_experiments.config.experiment import Experiment
+from rl_experiments.config.registration import register
+from rl_experiments.inference.sampler import Engine
+from rl_experiments.models.policy import load_policy
+from rl_experiments.paths import CONF_DIR
+from rl_experiments.preflight import check
+from rl_experiments.run.recorder import RunRecorder
+from rl_experiments.tracking.base import LoggedRun
+from rl_experiments.tracking.loggers import Loggers
+from rl_experiments.training.build import build_trainer
+from rl_experiments.training.grpo_config import make_grpo_config
+from rl_experiments.training.trainer import EpisodeTrainer
+from tests.support.program import SMALL
+
+
+def small_trainer(
+    folder: Path,
+    *overrides: str,
+    environment: Game2048 | None = None,
+    engine: Callable[[Any], Engine] | None = None,
+) -> EpisodeTrainer:
+    """Return the trainer of a small run, optionally with another environment or engine.
+
+    Its checkpoints are complete ones, in `folder`/checkpoints.
+    """
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        cfg = compose("config", [*SMALL, "name=small", "trainer.max_steps=12", *overrides])
+    experiment = check(cfg)
+    policy = load_policy(experiment.config, experiment.environment, folder, trains=True)
+    if environment:
+        experiment = Experiment(experiment.config, environment)
+    if engine:
+        policy = replace(policy, engine=engine(policy.model))
+    config = experiment.config
+    loggers = Loggers(LoggedRun(folder, 12, config.logger, {}, print))
+    run = RunRecorder(folder, loggers, Checkpointer(folder, config.checkpoint, print))
+    return build_trainer(experiment, run, policy, make_grpo_config(config, run.checkpoints))
