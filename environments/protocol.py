@@ -78,6 +78,15 @@ class Environment(ABC):
         """The kind of the current task, if there are several; evaluation reports each kind."""
         return ""
 
+    @property
+    def task_key(self) -> str:
+        """What tells the current task from others; empty if every seed has a task of its own.
+
+        Where seeds draw from a limited number of tasks, an interval over many seeds claims no
+        more than those tasks show.
+        """
+        return ""
+
     @abstractmethod
     def reset(self, seed: int, *, member: int = 0) -> str:
         """Begin the episode of `seed` and return its first observation.

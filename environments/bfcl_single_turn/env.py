@@ -79,6 +79,11 @@ class BfclSingleTurn(Environment):
         """The benchmark's category of the current case."""
         return self._case["category"] if self._case else ""
 
+    @property
+    def task_key(self) -> str:
+        """The benchmark's id of the current case."""
+        return str(self._case["id"]) if self._case else ""
+
     def reset(self, seed: int, *, member: int = 0) -> str:
         entries = self.entries[is_evaluation_seed(seed)]
         self._case = entries[seed // 2 % len(entries)].case()

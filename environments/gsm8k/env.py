@@ -49,6 +49,11 @@ class Gsm8k(Environment):
         more = " or more" if steps == _MAX_STEPS else ""
         return f"{steps}{more} step{'s' if steps > 1 else ''}" if steps else ""
 
+    @property
+    def task_key(self) -> str:
+        """The question."""
+        return self.item.question
+
     def reset(self, seed: int, *, member: int = 0) -> str:
         held_out = is_evaluation_seed(seed)
         items = self.questions.evaluation if held_out else self.questions.training

@@ -80,6 +80,11 @@ class ToolTest(Environment):
         """The number of calls asked for, as `2 calls`."""
         return f"{len(self.asked)} call{'s' if len(self.asked) > 1 else ''}"
 
+    @property
+    def task_key(self) -> str:
+        """The calls asked for, as the policy reads them."""
+        return tasks.request(self.asked)
+
     def reset(self, seed: int, *, member: int = 0) -> str:
         self.asked = tasks.draw_part(
             Random(f"tool_test/{seed}"),

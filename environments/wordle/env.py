@@ -77,6 +77,11 @@ class Wordle(Environment):
         """`repeated` if the secret has a letter more than once, else `distinct`."""
         return "distinct" if len(set(self.secret)) == LENGTH else "repeated"
 
+    @property
+    def task_key(self) -> str:
+        """The secret."""
+        return self.secret
+
     def reset(self, seed: int, *, member: int = 0) -> str:
         secrets = self.list.evaluation if is_evaluation_seed(seed) else self.list.training
         self.secret = secrets[seed // 2 % len(secrets)]

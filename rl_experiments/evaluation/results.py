@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from rl_experiments.stats import intervals
-from rl_experiments.stats.intervals import Estimate
+from rl_experiments.stats.intervals import Cluster, Estimate
 
 _NAN = float("nan")
 EpisodeRecord = Mapping[str, Any]  # one line of a policy's file in the evaluation folder
@@ -21,11 +21,13 @@ class PolicyResult:
     """How a policy did on the evaluation seeds, in one category of tasks or in all.
 
     `outcomes` lists (share of episodes won, mean reward) for each seed, in the seeds' order; the
-    reward is NaN if all episodes of the seed failed.
+    reward is NaN if all episodes of the seed failed. `tasks` names the task of each seed: episodes
+    of one task are not independent, so intervals count tasks (see `stats.intervals`).
     """
 
     policy: str
-    n: int  # episodes
+    n: int  # different tasks
+    episodes: int
     win_rate: Estimate
     reward: Estimate | None  # None if every episode failed
     pass_at: dict[int, Estimate]  # by k; empty where seeds have one episode each
@@ -36,6 +38,7 @@ class PolicyResult:
     tokens: int  # tokens of the replies
     usd: float | None  # None where no price is known
     outcomes: list[tuple[float, float]]
+    tasks: list[str]
     categories: dict[str, PolicyResult]  # empty where all tasks are of one category
 
     @classmethod
@@ -71,20 +74,23 @@ class PolicyResult:
             (fmean(float(record["won"]) for record in group), _mean_reward(group))
             for group in groups
         ]
-        rewards = [reward for _, reward in outcomes if not isnan(reward)]
+        tasks = [_task(group[0]) for group in groups]
+        scored = [record for record in records if record["reward"] is not None]
         paid = [record["usd"] for record in records if record.get("usd") is not None]
-        # Episodes of one seed are not independent draws; where a seed has several, the mean over
-        # them is one observation.
-        one_episode_per_seed = len(records) == len(groups)
         return cls(
             policy=name,
-            n=len(records),
-            win_rate=(
-                intervals.rate(sum(record["won"] for record in records), len(records))
-                if one_episode_per_seed
-                else intervals.mean([won for won, _ in outcomes])
+            n=len(set(tasks)),
+            episodes=len(records),
+            win_rate=intervals.clustered_rate(
+                _clusters((_task(record), record["won"]) for record in records)
             ),
-            reward=intervals.mean(rewards) if rewards else None,
+            reward=(
+                intervals.clustered_mean(
+                    _clusters((_task(record), record["reward"]) for record in scored)
+                )
+                if scored
+                else None
+            ),
             pass_at=_pass_at_k(groups),
             turns=fmean(record["turns"] for record in records),
             failed=sum(record["reward"] is None for record in records),
@@ -93,12 +99,13 @@ class PolicyResult:
             tokens=sum(record["tokens"] for record in records),
             usd=sum(paid) if paid else None,
             outcomes=outcomes,
+            tasks=tasks,
             categories=categories or {},
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the outcomes of single seeds, as evaluation.json has it."""
-        fields = {key: value for key, value in vars(self).items() if key != "outcomes"}
+        fields = {k: value for k, value in vars(self).items() if k not in ("outcomes", "tasks")}
         for key in ("win_rate", "reward"):
             fields[key] = fields[key] and fields[key]._asdict()
         fields["pass_at"] = {str(k): rate._asdict() for k, rate in self.pass_at.items()}
@@ -110,20 +117,18 @@ class PolicyResult:
 
         The difference of rewards is None if no seed has a reward in both.
         """
-        pairs = list(zip(other.outcomes, self.outcomes, strict=True))
-        win_rate = intervals.paired_difference(
-            [baseline_won for (baseline_won, _), _ in pairs], [won for _, (won, _) in pairs]
+        pairs = list(zip(self.tasks, other.outcomes, self.outcomes, strict=True))
+        win_rate = intervals.clustered_rate_difference(
+            _clusters((task, won - baseline) for task, (baseline, _), (won, _) in pairs)
         )
         rewards = [
-            (baseline, reward)
-            for (_, baseline), (_, reward) in pairs
+            (task, reward - baseline)
+            for task, (_, baseline), (_, reward) in pairs
             if not isnan(baseline) and not isnan(reward)
         ]
         if not rewards:
             return win_rate, None
-        return win_rate, intervals.paired_difference(
-            [baseline for baseline, _ in rewards], [reward for _, reward in rewards]
-        )
+        return win_rate, intervals.clustered_mean(_clusters(rewards))
 
 
 def pass_at(k: int, wins: int, n: int) -> float:
@@ -136,6 +141,19 @@ def pass_at(k: int, wins: int, n: int) -> float:
 
 def _category(record: EpisodeRecord) -> str:
     return record.get("category") or ""
+
+
+def _task(record: EpisodeRecord) -> str:
+    """Return what names the task of an episode: its seed, where every seed has its own task."""
+    return record.get("task") or str(record["seed"])
+
+
+def _clusters(values: Iterable[tuple[str, float]]) -> list[Cluster]:
+    """Return the number and the sum of the values of each task, from (task, value) pairs."""
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for task, value in values:
+        by_task[task].append(value)
+    return [Cluster(len(each), sum(each)) for each in by_task.values()]
 
 
 def _mean_reward(records: Sequence[EpisodeRecord]) -> float:
@@ -152,6 +170,13 @@ def _pass_at_k(groups: Sequence[Sequence[EpisodeRecord]]) -> dict[int, Estimate]
     n = min(len(group) for group in groups)
     if n == 1:
         return {}
-    wins = [(sum(record["won"] for record in group), len(group)) for group in groups]
+    wins = [
+        (_task(group[0]), sum(record["won"] for record in group), len(group)) for group in groups
+    ]
     ks = sorted({*(1 << i for i in range(n.bit_length()) if 1 << i <= n), n})
-    return {k: intervals.mean([pass_at(k, won, count) for won, count in wins]) for k in ks}
+    return {
+        k: intervals.clustered_rate(
+            _clusters((task, pass_at(k, won, count)) for task, won, count in wins)
+        )
+        for k in ks
+    }

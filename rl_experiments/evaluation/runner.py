@@ -247,6 +247,7 @@ def _record(trajectory: Trajectory) -> dict[str, Any]:
         "seed": trajectory.seed,
         "member": trajectory.member,
         "category": trajectory.category,
+        **({"task": trajectory.task_key} if trajectory.task_key else {}),
         "end": trajectory.end,
         "won": trajectory.won,
         "reward": trajectory.reward,

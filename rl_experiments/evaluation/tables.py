@@ -18,7 +18,9 @@ def main_table(
 
     `comparisons` are (policy, baseline) pairs; each gives a row "policy - baseline".
     """
-    title = f"{seeds} unseen seeds, the same for every policy; 95 % intervals"
+    tasks = max((result.n for result in results.values()), default=seeds)
+    recur = "" if tasks == seeds else f" of {tasks} different tasks"
+    title = f"{seeds} unseen seeds{recur}, the same for every policy; 95 % intervals"
     table = new_table(title, "policy", "n", "win rate", "mean reward")
     compared = {name for pair in comparisons for name in pair}
     for name, result in results.items():

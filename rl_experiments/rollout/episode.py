@@ -26,6 +26,7 @@ class Episode:
             self.trajectory.system_prompt = self.environment.system_prompt
             self.trajectory.tools = self.environment.tools
             self.trajectory.category = self.environment.category
+            self.trajectory.task_key = self.environment.task_key
         except Exception as error:
             self.fail(error)
 

@@ -62,6 +62,7 @@ class Trajectory:
     system_prompt: str = ""
     tools: list[dict[str, Any]] | None = None
     category: str = ""
+    task_key: str = ""  # see `Environment.task_key`
     turns: list[Turn] = field(default_factory=list)
     end: End | None = None
     reward: float | None = None
@@ -80,6 +81,8 @@ class Trajectory:
         """Return the episode for people and for files: each turn has a count of its tokens."""
         record = asdict(self)
         del record["usage"]
+        if not self.task_key:
+            del record["task_key"]
         for turn in record["turns"]:
             turn["tokens"] = len(turn.pop("reply_ids"))
             del turn["prompt_ids"], turn["logprobs"]

@@ -65,7 +65,7 @@ def test_two_steps_train_and_are_evaluated(typed: str, program: Program, tmp_pat
     scripted = list(policies)[:-2]
     assert list(policies)[-2:] == ["before", "after"] and scripted[0] == "random"
     for policy in policies.values():
-        assert (policy["n"], policy["failed"]) == (8, 0)
+        assert (policy["episodes"], policy["failed"]) == (8, 0)
         assert isfinite(policy["reward"]["value"])
     assert ("oracle" in scripted) is ENVIRONMENTS[typed]
     if "oracle" in scripted:

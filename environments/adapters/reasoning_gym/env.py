@@ -71,6 +71,11 @@ class ReasoningGym(Environment):
             "<answer>like this</answer>."
         )
 
+    @property
+    def task_key(self) -> str:
+        """The dataset and the question."""
+        return f"{self.source.name}: {self._item.question}" if self._item else ""
+
     def reset(self, seed: int, *, member: int = 0) -> str:
         number, self._index = divmod(seed // 2, len(self._sources))
         self._item = self.source.item(number % self.items, held_out=is_evaluation_seed(seed))

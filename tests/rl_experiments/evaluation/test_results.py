@@ -45,9 +45,32 @@ def test_failed_episodes_count_as_lost_and_have_no_reward() -> None:
 def test_seeds_with_several_episodes_count_as_one_observation_each() -> None:
     records = [record(seed, won=seed == 0) for seed in (0, 1) for _ in range(3)]
     result = PolicyResult.from_records("p", records, [0, 1])
-    assert result.n == 6 and result.win_rate.value == 0.5
+    assert (result.n, result.episodes, result.win_rate.value) == (2, 6, 0.5)
     assert list(result.pass_at) == [1, 2, 3]
-    assert result.win_rate == result.pass_at[1]
+    assert result.win_rate == pytest.approx(result.pass_at[1])
+
+
+def test_an_interval_counts_different_tasks_however_often_they_recur() -> None:
+    seeds = range(600)
+    records = [record(seed, won=seed % 6 < 3, task=f"question {seed % 6}") for seed in seeds]
+    often = PolicyResult.from_records("often", records, seeds)
+    once = PolicyResult.from_records("once", records[:6], seeds[:6])
+    assert (often.n, often.episodes) == (6, 600)
+    assert often.win_rate == pytest.approx(once.win_rate)
+    nothing = [record(seed, won=False, task=f"question {seed % 6}") for seed in seeds]
+    difference, _ = often.minus(PolicyResult.from_records("nothing", nothing, seeds))
+    assert difference.high - difference.low > 0.5
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_few_seeds_prove_nothing_for_certain(won: bool) -> None:
+    records = [record(seed, won=won) for seed in range(3) for _ in range(2)]
+    result = PolicyResult.from_records("p", records, range(3))
+    for estimate in (result.win_rate, *result.pass_at.values()):
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.high - estimate.low > 0.5
+    same, _ = result.minus(result)
+    assert same.value == 0 and -1 <= same.low < -0.5 and 0.5 < same.high <= 1
 
 
 def test_categories_have_results_of_their_own_seeds() -> None:

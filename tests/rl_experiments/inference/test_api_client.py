@@ -266,7 +266,7 @@ def test_policies_play_the_same_seeds(program: Program, tmp_path: Path) -> None:
     names = [policy["policy"] for policy in saved["policies"]]
     assert names == ["random", "oracle", "a/model", "another"]
     random, oracle, model, another = saved["policies"]
-    assert oracle["win_rate"]["value"] == 1.0 and oracle["n"] == 40
+    assert oracle["win_rate"]["value"] == 1.0 and oracle["episodes"] == 40
     assert model["win_rate"] == another["win_rate"]
     lines = (tmp_path / "runs/e/0/evaluation/random.jsonl").read_text().splitlines()
     won: Counter[int] = Counter()
