@@ -93,5 +93,5 @@ def test_differences_are_paired_by_seed() -> None:
         for name, values in rewards.items()
     }
     wins, reward = results["one"].minus(results["other"])
-    assert wins == (1.0, 1.0, 1.0)
+    assert wins.value == wins.high == 1.0 > wins.low > 0.0  # three seeds prove little
     assert reward == (0.5, 0.5, 0.5)  # the seed without a reward of both does not count
