@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import _results as results
 from benchmarks.models import SIZES
 from rl_experiments import cli
-from rl_experiments.inference import vllm_colocated as vllm_engine
+from rl_experiments.inference import weight_sync
 
 _PLANTED = "SYNC_FAULT"
 EXPECTED_MESSAGES = {
@@ -40,17 +40,17 @@ def main() -> None:
 
 def plant(case: str) -> None:
     """Plant the fault of a case in this process."""
-    load, loads = vllm_engine._load, 0
+    load, loads = weight_sync.load_weights, 0
 
-    def once(engine: Any, model: Any) -> None:
+    def once(network: Any, model: Any) -> None:
         nonlocal loads
         loads += 1
         if loads == 1:
-            load(engine, model)
+            load(network, model)
 
-    vllm_engine._load = once
+    weight_sync.load_weights = once
     if case == "blind":
-        vllm_engine._different = lambda *_: []
+        weight_sync.differing_weights = lambda *_: []
 
 
 def stops(case: str, size: str, overrides: list[str]) -> bool:

@@ -9,9 +9,13 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One turn to generate. `stream` names the random numbers it draws: the same in any batch."""
+    """One turn to generate.
 
-    key: int
+    `stream` names the random numbers that a sampler with streams of its own draws for this turn, so
+    that they are the same in any batch.
+    """
+
+    key: int  # of the episode; its completion has the same
     prompt_ids: list[int]
     stream: str
 
@@ -22,48 +26,51 @@ class Completion:
 
     key: int
     token_ids: list[int]
-    logprobs: list[float]
-    policy_version: int | None = None  # of the weights that wrote it
+    logprobs: list[float]  # one for each token
+    policy_version: int | None = None  # of the weights that wrote the reply
 
 
 class Engine(Protocol):
-    """What plays with weights of its own, which must be made the policy's before each rollout."""
+    """What generates with a copy of the weights, which `load` must renew before each rollout."""
 
-    policy_version: int | None  # of its weights; None before the first `load`
+    policy_version: int | None  # of the engine's weights; None before the first `load`
     sync_seconds: float  # that the latest `load` took
 
     def load(self, model: Any, *, policy_version: int | None) -> None:
-        """Make its weights those of `model`, a policy as training has wrapped it.
+        """Make the engine's weights those of `model`, a policy as training has wrapped it.
 
-        Raises a `UserError` if they are found to be others afterwards.
+        Raises a `UserError` if they did not arrive.
         """
 
     def logprobs(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Of each (prompt, completion), the completion's log-probabilities at temperature 1."""
+        """Return the log-probabilities of each completion's tokens at temperature 1.
+
+        `sequences` are (prompt, completion) pairs of token ids.
+        """
 
     def sampler(
         self, model: Any, *, eos_token_id: int, max_new_tokens: int, temperature: float
     ) -> Sampler:
-        """One that plays `model` by this engine."""
+        """Return a sampler that plays `model` with this engine."""
 
     def close(self) -> None:
-        """Leave the machine for good."""
+        """Free everything that the engine holds, for good."""
 
 
 class Sampler(Protocol):
     """Generates replies for a rollout, which submits a turn as soon as its episode is ready."""
 
-    continuous: bool  # whether it takes a request in while it works on others
+    continuous: bool  # whether it takes requests in while it works on others
 
     @property
     def engine(self) -> Engine | None:
-        """None where the policy itself plays."""
+        """The engine that generates; None where the policy itself does."""
 
     def begin(self, policy_version: int | None) -> None:
-        """Get ready to play the policy as it is now, `policy_version` being its name."""
+        """Prepare to play the policy as it is now; `policy_version` names its weights."""
 
     def end(self) -> None:
-        """Leave the machine to others until the next `begin`."""
+        """Free the GPU for others until the next `begin`."""
 
     def submit(self, request: Request) -> None:
         """Queue a request."""
@@ -72,4 +79,4 @@ class Sampler(Protocol):
         """Work for a moment; return the requests that are done by now, which may be none."""
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the latest rollout, by the names under which they are logged."""
+        """Return the metrics of the latest rollout, by the names under which they are logged."""

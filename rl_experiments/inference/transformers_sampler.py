@@ -1,4 +1,4 @@
-"""A sampler on transformers' `generate`, whose luck belongs to the episode, not to the batch."""
+"""A sampler on transformers' `generate`, with random streams that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.cache_utils import DynamicLayer
 
 from rl_experiments.inference.sampler import Completion, Engine, Request
+
+_MIN_SHARED_TOKENS = 8  # below it, a pass of its own for the beginning is not worth it
 
 
 class TransformersSampler:
@@ -37,11 +39,11 @@ class TransformersSampler:
         self.temperature = temperature
         self._pending: list[Request] = []
         self._policy_version: int | None = None
-        self._seconds = 0.0  # of the latest rollout
+        self._seconds = 0.0  # spent on the latest rollout
         ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
         self._config = GenerationConfig(
             max_new_tokens=max_new_tokens,
-            do_sample=False,  # the logits processor has drawn the token already
+            do_sample=False,  # the logits processor draws the token
             eos_token_id=ends,
             pad_token_id=pad_token_id,
             disable_compile=True,
@@ -55,13 +57,13 @@ class TransformersSampler:
         self._seconds = 0.0
 
     def end(self) -> None:
-        """It holds nothing."""
+        """Do nothing: there are no resources to release."""
 
     def submit(self, request: Request) -> None:
         self._pending.append(request)
 
     def collect(self) -> list[Completion]:
-        """The replies to all that is queued."""
+        """Return the replies to all queued requests."""
         requests, self._pending = self._pending, []
         if not requests:
             raise RuntimeError("collect() was called with no request queued")
@@ -168,20 +170,20 @@ def _shared_length(prompts: list[list[int]]) -> int:
     first, last = min(prompts), max(prompts)
     limit = min(map(len, prompts)) - 1
     shared = next((i for i in range(limit) if first[i] != last[i]), limit)
-    return shared if len(prompts) > 1 and shared >= 8 else 0
+    return shared if len(prompts) > 1 and shared >= _MIN_SHARED_TOKENS else 0
 
 
 class _Draw(LogitsProcessor):
-    """Draws each row's token by inverse CDF from the row's own stream, and leaves only that token.
+    """Draws each row's token by inverse CDF with the row's own random stream.
 
-    So an episode is the same whichever others share its batch, and two policies that are compared
-    on the same seeds share their luck (common random numbers).
+    Only the drawn token is left to choose. So an episode is the same whichever others share its
+    batch, and policies that are compared on the same seeds use common random numbers.
     """
 
     def __init__(self, streams: list[Random], temperature: float) -> None:
         self.streams = streams
         self.temperature = temperature
-        self.logprobs: list[torch.Tensor] = []  # one (rows,) tensor a token
+        self.logprobs: list[torch.Tensor] = []  # one tensor (rows,) for each token
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         logits = scores.float() / (self.temperature or 1.0)

@@ -12,7 +12,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 import transformers
 from huggingface_hub import constants, try_to_load_from_cache
@@ -26,6 +25,7 @@ from rl_experiments.checkpoints.resolve import resolve
 from rl_experiments.config.schema import Config, LoraConfig, ModelConfig
 from rl_experiments.errors import UserError
 from rl_experiments.models.tiny import scratch_model
+from rl_experiments.network import why_unreachable
 from rl_experiments.paths import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
 
 _HUB_TIMEOUT_SECONDS = 10
@@ -180,8 +180,5 @@ def _hub_is_reachable() -> bool:
     """Ask the hub once, because a download would retry for a minute before it fails."""
     if constants.is_offline_mode():
         return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_SECONDS)
-    except httpx.TransportError:
-        return False
-    return True
+    reason = why_unreachable(constants.ENDPOINT, timeout_seconds=_HUB_TIMEOUT_SECONDS)
+    return reason is None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_experiments.errors import one_line
+from rl_experiments.network import why_unreachable
 from rl_experiments.paths import WANDB_FOLDER
 from rl_experiments.tracking import tables
 from rl_experiments.tracking.base import JsonDict, LoggedRun
@@ -124,14 +125,9 @@ class WandbLogger:
         """Return why W&B's server is of no use; its client would try for minutes to find out."""
         if not self._wandb.login(verify=False, prompt=False):
             return "no API key: set WANDB_API_KEY, or run `wandb login`"
-        import httpx
-
         server = self._wandb.setup().settings.base_url
-        try:
-            httpx.head(server, timeout=_PROBE_TIMEOUT_SECONDS)
-        except httpx.HTTPError as error:
-            return f"{server} does not answer: {one_line(str(error)) or type(error).__name__}"
-        return None
+        reason = why_unreachable(server, timeout_seconds=_PROBE_TIMEOUT_SECONDS)
+        return None if reason is None else f"{server} does not answer: {one_line(reason)}"
 
     def _table(self, columns: list[str], rows: list[list[Any]]) -> Any:
         """Return a table as an HTML page.

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from rl_experiments.checkpoints.manifest import finalize
 from rl_experiments.commands.export import export
 from rl_experiments.errors import UserError
-from rl_experiments.inference.vllm_colocated import merged_weights
+from rl_experiments.inference.weight_sync import merged_weights
 from tests.rl_experiments.export.exporting import (
     FILES,
     answers,

@@ -1,16 +1,14 @@
-"""What of vLLM's side can be tried without it: the weights it is given, what fits, what is said."""
+"""The weights that an engine is given: the policy's, with the adapter merged out of place."""
 
 from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from rl_experiments.inference.vllm_colocated import merged_weights
-from tests.support.program import SMALL, Program
+from rl_experiments.inference.weight_sync import merged_weights
 
 
 def model() -> Qwen3ForCausalLM:
@@ -41,26 +39,3 @@ def test_without_an_adapter_the_weights_are_the_models_own() -> None:
     policy = model()
     pairs = zip(merged_weights(policy), policy.parameters(), strict=True)
     assert all(given is own for (_, given), own in pairs)
-
-
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("vllm.tensor_parallel_size=2", "needs vllm.mode=server"),
-        ("vllm.enable_auto_tool_choice=true", "vllm.tool_call_parser=..."),
-        ("vllm.max_model_len=100", "below model.max_length=512"),
-        ("vllm.gpu_memory_utilization=1.5", "at most 1"),
-    ],
-)
-def test_settings_of_the_engine_that_cannot_be_are_refused(
-    program: Program, override: str, says: str
-) -> None:
-    done = program(*SMALL, override, "name=v")
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1 and says in done.stderr
-
-
-def test_vllm_without_vllm_or_a_gpu_is_one_line(program: Program) -> None:
-    done = program(*SMALL, "sampler=vllm", "name=v")
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1 and "sampler=" in done.stderr
