@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that says what a test wants, and fails as it wants."""
+"""An OpenAI-compatible server on loopback that replies, and fails, as a test wants."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KINDS = (
 class OpenAIServer(Loopback):
     """`reply` makes the message (a text, or a dict with tool_calls) from a request's body.
 
-    `rate` of the requests meet one of `kinds`. "lost" breaks off after the answer was made, "page"
-    is a web page with status 200, "truncated" half an answer.
+    `rate` is the share of requests that meet a fault, one of `kinds` after the other: "lost" breaks
+    off after the reply was made, "page" is a web page with status 200, "truncated" half a reply.
     """
 
     def __init__(self, reply: Callable[[Body], Any], *, seed: int = 0) -> None:
@@ -41,7 +41,7 @@ class OpenAIServer(Loopback):
         self.withheld: list[Body] = []
         self.requests: list[Body] = []
         self.keys: list[str] = []  # the authorization of each
-        self.times: list[float] = []  # when each came
+        self.times: list[float] = []  # when each came, on the clock of `time.monotonic`
         self.answered: list[Body] = []  # those whose answer was sent whole
         self.faults: list[str] = []
         self.at_once = 0  # requests that are being answered
@@ -53,7 +53,7 @@ class OpenAIServer(Loopback):
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def begins(self, body: Body, key: str) -> str:
-        """Note the request; which fault it meets, if any."""
+        """Record the request; return the fault that it meets, or an empty string."""
         with self._lock:
             self.requests.append(body)
             self.keys.append(key)
@@ -92,7 +92,7 @@ class _Handler(Handler):
             owner.ends(body, whole=whole)
 
     def _answer(self, owner: OpenAIServer, body: Body, fate: str) -> bool:
-        """Whether the client got a whole answer."""
+        """Answer the request; return whether the client got a whole reply."""
         if not self.path.endswith("/chat/completions"):
             return self._send(404, {"error": {"message": "no such path"}})
         if owner.refuses:
@@ -203,7 +203,7 @@ def _usage(owner: OpenAIServer) -> Body | None:
 
 
 def _pieces(message: Body, finish: str) -> Iterator[Body]:
-    """The message as a stream has it: words, then the calls' names, then halves of arguments."""
+    """Yield the message in pieces: lines, then the names of the calls, then halves of arguments."""
     yield {"delta": {"role": "assistant", "content": ""}}
     for word in (message["content"] or "").splitlines(keepends=True):
         yield {"delta": {"content": word}}

@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 120.0) -> None
 
 
 def call(body: Body) -> Body:
-    """What the request of the tool test asks for, by the API's own calls."""
+    """Return the calls that the tool test asks for, as the API makes them."""
     asked = body["messages"][1]["content"]
     lines = re.findall(r"^- (\w+): (.*)$", asked, re.MULTILINE)
     calls = [(name, "{" + re.sub(r"(\w+)=", r'"\1": ', given) + "}") for name, given in lines]
@@ -70,7 +70,7 @@ def episodes(folder: Path, name: str = "a_model") -> list[dict[str, Any]]:
 
 
 def expected(index: int) -> float | None:
-    """The reward of an evaluation episode that `guess` plays."""
+    """Return the reward of the evaluation episode of this index, as `guess` plays it."""
     episode = Episode(Wordle(guesses=3), EpisodeSpec(evaluation_seed(index)))
     while not episode.over:
         turns = [{"role": "assistant"}] * (len(episode.trajectory.turns) - 1)
@@ -88,16 +88,16 @@ def test_every_example_is_scored_once_whatever_the_server_does(
         done = program(*words, OPENAI_API_KEY=KEY)
         assert done.returncode == 0, done.stderr
         assert {*server.faults} == {*KINDS}
-    found = episodes(tmp_path)
-    assert sorted(e["seed"] for e in found) == [evaluation_seed(i) for i in range(20)]
-    assert [e["reward"] for e in sorted(found, key=lambda e: e["seed"])] == [
+    played = episodes(tmp_path)
+    assert sorted(e["seed"] for e in played) == [evaluation_seed(i) for i in range(20)]
+    assert [e["reward"] for e in sorted(played, key=lambda e: e["seed"])] == [
         expected(index) for index in range(20)
     ]
-    # Each turn was answered once, but where the answer was lost on the way.
+    # Each turn was answered once.
     asked = Counter(json.dumps(body["messages"]) for body in server.answered)
-    turns = sum(episode["turns"] for episode in found)
+    turns = sum(episode["turns"] for episode in played)
     assert asked.total() == turns
-    assert sum(e["prompt_tokens"] for e in found) == 100 * turns
+    assert sum(e["prompt_tokens"] for e in played) == 100 * turns
     row = next(line for line in done.stdout.splitlines() if "model" in line and " 0." in line)
     assert "20" in row.split()
     everything = "".join(
@@ -127,15 +127,15 @@ def test_tools_are_called_by_the_api(
             *(f"model.base_url={server.url}", *words),
         )
         assert done.returncode == 0, done.stderr
-    found = episodes(tmp_path, "m")
-    assert [episode["won"] for episode in found] == [True] * 6
+    played = episodes(tmp_path, "m")
+    assert [episode["won"] for episode in played] == [True] * 6
     names = {tool["function"]["name"] for tool in server.requests[0]["tools"]}
     assert names == {tool["function"]["name"] for tool in ToolTest().tools}
     if one_a_turn:
         last = max(server.requests, key=lambda body: len(body["messages"]))["messages"]
-        told = [m["tool_call_id"] for m in last if m["role"] == "tool"]
+        answered = [m["tool_call_id"] for m in last if m["role"] == "tool"]
         made = [c["id"] for m in last if m.get("tool_calls") for c in m["tool_calls"]]
-        assert told == made and len(told) >= 2
+        assert answered == made and len(answered) >= 2
 
 
 def test_a_stopped_evaluation_goes_on_without_paying_twice(
@@ -174,7 +174,7 @@ def test_a_stopped_evaluation_goes_on_without_paying_twice(
     assert len(server.answered) == sum(episode["turns"] for episode in played)
 
 
-def test_what_cannot_be_answered_is_named_as_failed_and_played_later(
+def test_an_episode_without_an_answer_fails_and_is_played_again_at_a_resume(
     program: Program, tmp_path: Path
 ) -> None:
     boards: list[str] = []
@@ -190,9 +190,9 @@ def test_what_cannot_be_answered_is_named_as_failed_and_played_later(
         done = program(*words)
         assert done.returncode == 0, done.stderr
         assert "1 episodes failed" in done.stdout
-        found = episodes(tmp_path, "m")
-        error = next(e["error"] for e in found if e["end"] == "failed")
-        assert len(found) == 3 and "no completion" in error and "model.deadline=2" in error
+        played = episodes(tmp_path, "m")
+        error = next(e["error"] for e in played if e["end"] == "failed")
+        assert len(played) == 3 and "no completion" in error and "model.deadline=2" in error
         paid, boards[0] = len(server.answered), ""
         done = program(*words, "resume=true")
         assert done.returncode == 0 and len(server.answered) - paid == 3  # of that episode alone
@@ -208,7 +208,7 @@ def test_what_cannot_be_answered_is_named_as_failed_and_played_later(
         ((400, {"error": {"message": f"max_tokens is above {KEY}"}}), "max_tokens is above ***"),
     ],
 )
-def test_what_no_request_survives_ends_in_one_line(
+def test_an_error_that_every_request_meets_is_one_line(
     program: Program, answer: tuple[int, Body], says: str
 ) -> None:
     with OpenAIServer(guess) as server:
@@ -226,7 +226,7 @@ def test_limits_hold_to_the_request_and_the_cent(program: Program, tmp_path: Pat
         done = program(*words, "model.max_requests=25")
         assert done.returncode == 1 and len(server.requests) == 25
         assert "model.max_requests=25 is spent (25 requests" in done.stderr
-        # 0.002 USD each; what a request may cost at most is set aside before it is made.
+        # 0.002 USD each; the most that a request may cost is reserved before it is made.
         done = program(
             *words, "model.max_usd=0.06", "resume=true", "trainer.max_completion_length=64"
         )
@@ -292,7 +292,7 @@ def test_policies_play_the_same_seeds(program: Program, tmp_path: Path) -> None:
         (["policies=[random,random]"], "random is listed twice"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_asked(
+def test_mistakes_are_reported_before_any_request(
     program: Program, words: list[str], says: str
 ) -> None:
     given = [word.split("=")[0] for word in words]

@@ -1,4 +1,4 @@
-"""vLLM's engine in this process: its weights are the policy's, or it says that they are not."""
+"""vLLM's engine in this process has the policy's weights, or raises because it has not."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def logprobs(model: Any, prompt: list[int], reply: list[int]) -> list[float]:
 
 def difference(engine: VllmEngine, model: Any) -> float:
     """Mean |log-probability of the engine - that of the model|."""
-    found = engine.logprobs(SEQUENCES)
+    sampled = engine.logprobs(SEQUENCES)
     expected = [logprobs(model, prompt, reply) for prompt, reply in SEQUENCES]
-    pairs = zip(chain(*found), chain(*expected), strict=True)
+    pairs = zip(chain(*sampled), chain(*expected), strict=True)
     return fmean(abs(a - b) for a, b in pairs)
 
 
@@ -100,7 +100,9 @@ def test_after_each_step_the_engine_has_the_policys_weights(
     "name",
     ["embed_tokens.weight", "1.self_attn.qkv_proj.weight", "0.mlp.down_proj.weight", "k_norm"],
 )
-def test_a_weight_that_stays_behind_is_told(engine: VllmEngine, folder: Path, name: str) -> None:
+def test_a_weight_that_stays_behind_is_reported(
+    engine: VllmEngine, folder: Path, name: str
+) -> None:
     model = policy(folder, lora=False)
     engine.load(model, policy_version=0)
     step_at_random(model)
