@@ -85,9 +85,9 @@ class VllmEngine:
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
         self.llm.apply_model(lambda network: weight_sync.load_weights(network, model))
-        (differing,) = self.llm.apply_model(
+        differing = self.llm.apply_model(
             lambda network: weight_sync.differing_weights(network, model)
-        )
+        )[0]
         if differing:
             raise UserError(
                 f"The engine's weights are not the policy's after a sync: {len(differing)} tensors "
