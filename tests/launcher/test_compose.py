@@ -74,9 +74,9 @@ def test_hydras_own_loader_composes_if_its_result_differs(
     quick = SweepLoader.over(hydras)
     merge = SweepLoader._compose_config_from_defaults_list
 
-    def differ(self: SweepLoader, *arguments: Any) -> DictConfig:
-        config = merge(self, *arguments)
-        config.seed = 999
+    def differ(self: SweepLoader, **arguments: Any) -> DictConfig:
+        config = merge(self, **arguments)
+        config.num_examples = 999
         return config
 
     monkeypatch.setattr(SweepLoader, "_compose_config_from_defaults_list", differ)
