@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
 from importlib import import_module
@@ -16,6 +18,7 @@ from random import Random
 from typing import Any
 from urllib.error import HTTPError
 
+from environments import files
 from environments.gsm8k.replies import gold_number
 
 GSM8K = "openai/gsm8k"
@@ -23,6 +26,11 @@ GENERATED = "gsm_symbolic"
 
 _HELD_OUT_SHARE = 0.1  # of the questions of a source without a test split
 _GENERATED_COUNT = 10_000
+# A name that ends so is a file's, although the hub could have it too.
+_FILE_SUFFIXES = {
+    *(".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".xlsx", ".zip"),
+    *(".gz", ".zst", ".xz", ".yaml", ".yml", ".py"),
+}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _CHOICES = f"{GSM8K} or another data set of the hub, {GENERATED}, or a .jsonl file"
 
@@ -100,37 +108,60 @@ def _read(setting: str, source: str, *, split: str) -> list[Item]:
 
 
 def _is_on_hub(source: str) -> bool:
-    is_name = _HUB_NAME.fullmatch(source) is not None and not source.endswith(".jsonl")
-    return is_name and not Path(source).exists()
+    is_name = _HUB_NAME.fullmatch(source) is not None
+    return is_name and Path(source).suffix not in _FILE_SUFFIXES and not files.exists(source)
 
 
 def _item(name: str, number: int, row: object) -> Item:
     """Return the question and answer of a row of the source; other fields are ignored."""
-    question, answer = (
-        row.get(key) if isinstance(row, Mapping) else None for key in ("question", "answer")
-    )
-    is_answer = isinstance(answer, str | int | float)
-    if not isinstance(question, str) or not question.strip() or not is_answer:
+    if not isinstance(row, Mapping):
         raise ValueError(f"{name}: row {number} must have a question and an answer")
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not question.strip() or not _is_answer(answer):
+        fields = ", ".join(str(key)[:20] for key in list(row)[:8])
+        raise ValueError(
+            f"{name}: row {number} must have a question and an answer; its fields are: {fields}"
+        )
+    is_float = isinstance(answer, float) and math.isfinite(answer)
+    answer = f"{Decimal(str(answer)):f}" if is_float else str(answer)
     try:
-        gold_number(str(answer))
+        gold_number(answer)
     except ValueError as error:
         raise ValueError(f"{name}: row {number}: the answer {error}") from None
-    return Item(question.strip(), str(answer))
+    return Item(question.strip(), answer)
+
+
+def _is_answer(answer: object) -> bool:
+    return isinstance(answer, str | int | float) and not isinstance(answer, bool)
 
 
 def _from_file(name: str, source: str) -> Iterator[object]:
+    if not files.exists(source):
+        raise ValueError(f"{name}: there is no such file; it must be {_CHOICES}")
     try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise ValueError(f"{name}: must be {_CHOICES} ({reason})") from None
-    for number, line in enumerate(text.split("\n"), start=1):
+        yield from _objects(source)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _objects(source: str) -> Iterator[object]:
+    """Yield the objects of a file: one a line, or all in one JSON array."""
+    first = next((line for line in files.lines(source) if line.strip()), "")
+    if first.lstrip().startswith("["):
+        try:
+            objects: list[object] = json.loads("".join(files.lines(source)))
+        except (ValueError, RecursionError):
+            pass  # the lines say what is wrong
+        else:
+            yield from objects
+            return
+    for number, line in enumerate(files.lines(source), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                row: object = json.loads(line)
             except (ValueError, RecursionError):
-                raise ValueError(f"{name}: line {number} is not a JSON object") from None
+                raise ValueError(f"line {number} is not a JSON object") from None
+            yield row
 
 
 def _generated(name: str) -> Iterator[object]:
@@ -161,7 +192,10 @@ def _from_hub(name: str, source: str, split: str) -> Iterable[object]:
             return rows
     except Exception as error:
         if isinstance(error, ConnectionError):
-            why = "the Hugging Face hub cannot be reached, and there is no copy on this machine"
+            why = (
+                "the Hugging Face hub cannot be reached, and this machine has no copy of such a "
+                "data set, nor a file of this name"
+            )
         else:
             why = (
                 f"cannot be loaded from the Hugging Face hub ({' '.join(str(error).split())[:200]})"

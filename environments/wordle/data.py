@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
+from environments import files
 from environments.wordle.game import LENGTH, Words
 
 _FOLDER = Path(__file__).parent / "words"
@@ -55,14 +56,14 @@ def _is_held_out(word: str, share: float) -> bool:
 
 
 def _read(source: str) -> Words:
-    path = _FOLDER / f"{source}.txt" if source in PRESETS else Path(source)
+    choices = f"{', '.join(PRESETS)}, or a text file with one word a line"
+    path = str(_FOLDER / f"{source}.txt") if source in PRESETS else source
+    if not files.exists(path):
+        raise ValueError(f"env.words={source}: must be {choices}; there is no such file")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError):  # ValueError: not UTF-8, or not a path
-        choices = ", ".join(PRESETS)
-        raise ValueError(
-            f"env.words={source}: must be {choices}, or a text file with one word a line"
-        ) from None
+        lines = list(files.lines(path))
+    except ValueError as error:
+        raise ValueError(f"env.words={source}: must be {choices}; {error}") from None
     words: dict[str, None] = {}
     for number, line in enumerate(lines, start=1):
         word = line.strip().lower()

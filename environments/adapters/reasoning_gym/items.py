@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 from zlib import crc32
 
 from environments.adapters.library import RandomState, load
+from environments.adapters.reasoning_gym.sums import is_right_sum
 from environments.adapters.rewards import bounded
 
 _SIZE_FACTOR = 4  # a dataset is larger than its parts, because half of it belongs to either part
 _MAX_TRIES = 256  # to draw an item of the wanted part
+_WRONG_SUM = "0"
 _SUM = re.compile(r"(?:[0-9+\-/() ]|\*(?!\*)){1,200}")
 # These patterns allow no names, because `oracle_answer` is a name that a scorer can evaluate.
 _CELLS = re.compile(r"[0-9 \n-]{1,4000}")
@@ -27,6 +30,12 @@ HARMLESS_ANSWERS = {
     "puzzle24": _SUM,
     "spiral_matrix": _CELLS,
     "string_insertion": _CAPITALS,
+}
+# The scorers of these datasets take sums that round, and one of them other numbers than those of
+# the question. A sum wins only if it is right by our own arithmetic as well.
+_TARGETS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
+    "countdown": lambda metadata: int(metadata["target"]),
+    "puzzle24": lambda metadata: 24,
 }
 # These datasets are refused. The first three need answers that no pattern can make safe.
 REFUSED_DATASETS = (
@@ -97,9 +106,19 @@ class Source:
             return 0.0
         try:
             with RandomState(f"reasoning_gym/{self.name}/score").active():
-                return bounded(self._dataset.score_answer(answer, item.entry), 0.0, 1.0)
+                score = bounded(self._dataset.score_answer(answer, item.entry), 0.0, 1.0)
+                if score == 1 and not self._is_right(answer, item):
+                    score = bounded(self._dataset.score_answer(_WRONG_SUM, item.entry), 0.0, 0.5)
+                return score
         except Exception:  # of any type: the scorers expect answers in good form
             return 0.0
+
+    def _is_right(self, answer: str, item: Item) -> bool:
+        """Return whether an answer that the dataset takes for right is so by our check, if any."""
+        if self.name not in _TARGETS:
+            return True
+        metadata = item.entry["metadata"]
+        return is_right_sum(answer, metadata["numbers"], _TARGETS[self.name](metadata))
 
 
 @lru_cache(maxsize=8)

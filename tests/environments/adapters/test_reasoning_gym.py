@@ -12,7 +12,12 @@ import pytest
 
 from environments import End, evaluation_seed, training_seed
 from environments.adapters import ReasoningGym
-from environments.adapters.reasoning_gym.items import HARMLESS_ANSWERS, REFUSED_DATASETS, Source
+from environments.adapters.reasoning_gym.items import (
+    HARMLESS_ANSWERS,
+    REFUSED_DATASETS,
+    Item,
+    Source,
+)
 from environments.adapters.replies import last_element
 from tests.environments.adapters.playing import SKILLLESS, needs, played, reward
 
@@ -80,3 +85,25 @@ def test_an_index_without_an_item_is_skipped() -> None:
         library.create_dataset("maze", seed=0, size=20_000)[5843]
     source = Source("maze", {}, count=5000)
     assert all("Navigate" in source.item(5843, held_out=part).question for part in (False, True))
+
+
+@needs("reasoning_gym")
+@pytest.mark.parametrize(
+    "dataset, numbers, target, right, wrong",
+    [
+        ("countdown", [5, 3], 8, ["5+3", " (3 + 5)"], ["5+3+3-3", "8", "+5", "5+3;", "5+3+0"]),
+        ("countdown", [7, 2], 3, [], ["7//2", "7/2", "7//2*1"]),
+        ("countdown", [8, 2, 2], 2, ["8/2/2", "8//2//2"], ["8//3", "8/2-2+0"]),
+        ("puzzle24", [3, 9, 8, 1], 24, ["9*8//3*1", "9*8/3*1"], ["6*4*1*1", "3*8*1"]),
+        ("puzzle24", [5, 5, 1, 2], 24, ["5*5-2+1"], ["5*5-1/2", "(5*5-1)//1"]),
+        ("puzzle24", [9, 2, 6, 1], 24, [], ["9//2*6*1", "9-2*6", "9**2"]),
+    ],
+)
+def test_a_sum_wins_only_if_it_is_exact_and_uses_each_number_once(
+    dataset: str, numbers: list[int], target: int, right: list[str], wrong: list[str]
+) -> None:
+    metadata = {"numbers": numbers, "target": target}
+    item = Item("?", "x" * 50, {"question": "?", "answer": "", "metadata": metadata})
+    source = Source(dataset, {}, count=4)
+    assert [source.score(text, item) for text in right] == [1] * len(right)
+    assert all(source.score(text, item) < 0.1 for text in wrong)

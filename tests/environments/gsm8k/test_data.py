@@ -53,7 +53,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no question": ([], "must have at least one question"),
     "one question": ([json.dumps(ROWS[0])], "must have questions that are not held out"),
     "no JSON": (["{"], "line 1 is not a JSON object"),
-    "no object": (["[]"], "row 1 must have a question and an answer"),
+    "no object": (["[1]", "[2]"], "row 1 must have a question and an answer"),
+    "no object in the array": (["[1, 2]"], "row 1 must have a question and an answer"),
+    "an empty array": (["[]"], "must have at least one question"),
+    "other fields": (
+        [json.dumps({"Question": "?", "solution": "1"})],
+        "must have a question and an answer; its fields are: Question, solution",
+    ),
+    "a truth value": ([json.dumps({"question": "?", "answer": True})], "row 1 must have"),
     "no answer": ([json.dumps({"question": "?"})], "row 1 must have"),
     "no number": (
         [json.dumps(ROWS[0]), json.dumps({"question": "Who?", "answer": "Ann"})],
@@ -70,6 +77,52 @@ def test_a_wrong_file_is_named_in_one_line(tmp_path: Path, lines: list[str], say
         Gsm8k(str(path))
     assert str(raised.value).startswith(f"env.data={path}: ") and says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+SAME_FILES: dict[str, bytes] = {
+    "byte-order mark": LINES.encode("utf-8-sig"),
+    "UTF-16": LINES.encode("utf-16"),
+    "UTF-16, other bytes first": b"\xfe\xff" + LINES.encode("utf-16-be"),
+    "UTF-32": LINES.encode("utf-32"),
+    "line ends of Windows": LINES.replace("\n", "\r\n").encode(),
+    "empty lines": LINES.replace("\n", "\n\n \n").encode(),
+    "array": json.dumps(ROWS).encode(),
+    "array on many lines": json.dumps(ROWS, indent=1).encode("utf-8-sig"),
+}
+
+
+@pytest.mark.parametrize("content", SAME_FILES.values(), ids=SAME_FILES)
+def test_a_file_is_taken_as_other_programs_write_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "q.jsonl").write_bytes(content)
+    assert Gsm8k(str(tmp_path / "q.jsonl")).questions == Gsm8k(a_file(tmp_path, ROWS)).questions
+
+
+def test_a_number_with_an_exponent_is_an_answer(tmp_path: Path) -> None:
+    rows = [{"question": "How many?", "answer": 1e16}, {"question": "How much?", "answer": 2.5}]
+    read = Gsm8k(a_file(tmp_path, rows)).questions
+    answers = {item.answer for item in (*read.training, *read.evaluation)}
+    assert answers == {"10000000000000000", "2.5"}
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.json", "data/missing.json", "data/missing.csv", "missing.jsonl", "~/missing"]
+)
+def test_a_missing_file_is_called_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise AssertionError(f"{name} was asked for")
+
+    monkeypatch.setattr("environments.gsm8k.data.import_module", fail)
+    with pytest.raises(ValueError, match=rf"\Aenv\.data={name}: there is no such file.*\Z"):
+        Gsm8k(name)
+
+
+def test_a_file_below_the_home_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = Path(a_file(tmp_path, ROWS))
+    assert Gsm8k(f"~/{path.name}").questions == Gsm8k(str(path)).questions
 
 
 def test_generated_questions_need_a_library(monkeypatch: pytest.MonkeyPatch) -> None:

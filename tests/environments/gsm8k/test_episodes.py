@@ -64,7 +64,7 @@ def test_wrong_settings_are_named(questions: str, tmp_path: Path) -> None:
                 Gsm8k(**{"data": questions, name: value})
     missing: Any = str(tmp_path / "missing.jsonl")
     for name in ("data", "evaluation_data"):
-        with pytest.raises(ValueError, match=rf"\Aenv\.{name}=\S+ must be .*No such file"):
+        with pytest.raises(ValueError, match=rf"\Aenv\.{name}=\S+ there is no such file.*must be"):
             Gsm8k(**{"data": questions, name: missing})
     (tmp_path / "image.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="it is not text"):

@@ -61,6 +61,23 @@ FORMS: dict[str, Callable[[int], str]] = {
     "correction": lambda n: f"#### 4321\nWait, that is wrong.\n#### {n}",
 }
 NUMBERS = st.one_of(st.integers(-30, 30), st.integers(-(10**7), 10**7))
+HEADINGS = ["Step {}: part {}", "**{}. Add up**", "Step {}: 3 * 5 = 15 eggs", "Option {} or 2"]
+HEADINGS += ["{}. Work it out", "**Step {}:** 16 - 3 = 13"]
+ENDS = [
+    r"\boxed{%}",
+    "\\boxed{%}\n\n#### 3 key points",
+    "\\boxed{%}\n#### Check 2: 4 + 5",
+    "#### %",
+]
+ENDS += ["#### Final answer\n%", "#### **The answer is:**\n\n$%"]
+
+
+@given(NUMBERS, st.sampled_from(HEADINGS), st.sampled_from(ENDS), st.integers(1, 9))
+def test_headings_of_four_hashes_are_no_answers(n: int, heading: str, end: str, count: int) -> None:
+    parts = [f"#### {heading.replace('{}', str(i))}\n3 * 6 = 5." for i in range(1, count + 1)]
+    reply = "\n\n".join([*parts, end.replace("%", str(n))])
+    assert grade(reply, str(n)), reply
+    assert not grade(reply, str(n + 1)), reply
 
 
 @settings(max_examples=150, deadline=None)
@@ -102,6 +119,7 @@ REFUSED = [
     *("#### 18 18", "#### 18 x 18"),
     *("#### 18 18", "#### 18 x 18"),
     *(r"\boxed{18} or \boxed{20}", r"\boxed{20} or \boxed{18}", r"\boxed{18, 20}", "#### 18 20"),
+    *(r"#### 20 or \boxed{18}", "#### Step 2: 9 + 9 = 18"),
     *("#### 20\n#### 18", "#### 18\n\\boxed{20}", "\\boxed{20}\n#### 18", "#### 20 or\n#### 18"),
     r"It could be \boxed{20}. It could be \boxed{18}.",
     *(f"#### {separator.join(NUMBERS_TO_18)}" for separator in (" ", ", ", ",", "\t", " and ")),

@@ -46,7 +46,7 @@ def test_a_wrong_setting_is_named(setting: str) -> None:
         (b"cr ne\nslate", "line 1, 'cr ne', is not 5 letters"),
         (b"crane\n", "must be a file with two words or more"),
         (b"", "must be a file with two words or more"),
-        (b"\xff\xfe", "must be english, tiny, or a text file with one word a line"),
+        (b"cr\xffne\n", "must be english, tiny, or a text file with one word a line"),
     ],
 )
 def test_a_wrong_file_of_words_is_named(content: bytes, problem: str, tmp_path: Path) -> None:
