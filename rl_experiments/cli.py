@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import hydra
+from hydra_modal_jobs import LaunchRefused, claim_run, undo_all
 from omegaconf import OmegaConf
 
 from rl_experiments.commands.job import user_message
@@ -123,6 +124,8 @@ def main() -> None:
         if message is None or show_traceback:
             raise
         _exit_with(message)
+    finally:
+        undo_all()
 
 
 def _hide_verbs_from_completion() -> None:
@@ -188,7 +191,7 @@ def _name_override(verb: str, overrides: Sequence[str]) -> list[str]:
         name = texts["name"]
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", name):
             _exit_with(f"name={name}: use up to 64 letters, digits and . _ + -")
-        if not resume and "hydra.sweep.dir" not in texts and (RUNS / name).exists():
+        if not resume and "hydra.sweep.dir" not in texts and claim_run(RUNS / name).was_used:
             _exit_with(
                 f"name={name}: {RUNS / name} exists; add resume=true to go on, or take another name"
             )
@@ -203,7 +206,17 @@ def _name_override(verb: str, overrides: Sequence[str]) -> list[str]:
         return [f"name={max(folders, key=lambda folder: folder.stat().st_mtime).name}"]
     name = f"{kind}-{time.strftime('%m%d-%H%M%S')}"
     names = (name, *(f"{name}-{number}" for number in range(2, 100)))
-    return [f"name={next(name for name in names if not (RUNS / name).exists())}"]
+    if "hydra.sweep.dir" in texts:
+        return [f"name={name}"]
+    return [f"name={next(filter(_is_free, names))}"]
+
+
+def _is_free(name: str) -> bool:
+    """Return whether the folder of a run of this name is now this command's, and nobody else's."""
+    try:
+        return not (RUNS / name).exists() and not claim_run(RUNS / name).was_used
+    except LaunchRefused:  # another command has just taken it
+        return False
 
 
 def _help_of_verbs() -> str:

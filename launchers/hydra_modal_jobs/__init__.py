@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hydra_modal_jobs.bundle import git_state
+    from hydra_modal_jobs.claim import claim_run, undo_all
     from hydra_modal_jobs.errors import JobFailed, LaunchRefused
     from hydra_modal_jobs.run_commands import resume, runs
     from hydra_modal_jobs.secrets import Secrets, is_secret_name, read_dotenv
@@ -18,22 +19,26 @@ __all__ = [
     "JobFailed",
     "LaunchRefused",
     "Secrets",
+    "claim_run",
     "git_state",
     "is_secret_name",
     "read_dotenv",
     "resume",
     "runs",
+    "undo_all",
 ]
 
 _MODULES = {
     "JobFailed": "errors",
     "LaunchRefused": "errors",
     "Secrets": "secrets",
+    "claim_run": "claim",
     "git_state": "bundle",
     "is_secret_name": "secrets",
     "read_dotenv": "secrets",
     "resume": "run_commands",
     "runs": "run_commands",
+    "undo_all": "claim",
 }
 
 

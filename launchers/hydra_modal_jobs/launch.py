@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from rich.console import Console
 from hydra_modal_jobs import bundle, plan, report
 from hydra_modal_jobs.backends import backend_class, backend_name, backend_of
 from hydra_modal_jobs.backends.base import Backend, Ended
+from hydra_modal_jobs.claim import claim_run, undo_all
 from hydra_modal_jobs.errors import JobFailed, LaunchRefused, UserLeft
 from hydra_modal_jobs.files import write_atomically
 from hydra_modal_jobs.follow.watch import watch
@@ -27,7 +26,7 @@ from hydra_modal_jobs.jobs.job import Job, application_config, cost_key, gpu_lab
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
 from hydra_modal_jobs.launch_checks import by_backend_name, check
 from hydra_modal_jobs.manifest import RunManifest, spent_usd
-from hydra_modal_jobs.paths import JOB_FILE, MULTIRUN_FILE
+from hydra_modal_jobs.paths import JOB_FILE, LAUNCH_FILE, MULTIRUN_FILE
 from hydra_modal_jobs.secrets import Secrets
 from hydra_modal_jobs.text import printable
 
@@ -63,6 +62,7 @@ def launch(
     try:
         for num, overrides in enumerate(job_overrides, start=first_number):
             jobs.append(compose(context, task, master, overrides, num=num))
+        claim_run(jobs[0].sweep_folder)
         _write_multirun(master, jobs[0].sweep_folder)
         return run(jobs, context=context)
     except LaunchRefused as refused:
@@ -72,8 +72,7 @@ def launch(
         sys.exit(130)
     finally:
         HydraConfig.instance().cfg = before
-        for folder in {job.sweep_folder for job in jobs} or {Path(str(master.hydra.sweep.dir))}:
-            _remove_if_unused(folder)
+        undo_all()  # what a launch wrote that was refused, only planned, or not begun
 
 
 def run(
@@ -98,8 +97,10 @@ def run(
     launch_id = uuid.uuid4().hex[:8]
     for estimate, usd in zip(estimates, shares, strict=True):
         _complete_payload(estimate, secrets, launch_id=launch_id, usd=usd, is_resumed=is_resumed)
+    claim = claim_run(jobs[0].sweep_folder)
+    for path in (claim.folder / LAUNCH_FILE, *(job.folder / JOB_FILE for job in jobs)):
+        claim.will_write(path)
     manifest = _begin_manifest(jobs)
-    new = [job for job in jobs if not (job.folder / JOB_FILE).exists()]
     for job in jobs:
         job.save()
     groups = _by_backend(jobs, manifest, context)
@@ -108,8 +109,10 @@ def run(
             if backend.is_remote:
                 backend.submit(members, secrets)
     except BaseException:
-        _withdraw(new, manifest)
+        if any(manifest.entry(job.num)["call"] for job in jobs):
+            claim.keep()
         raise
+    claim.keep()
     is_detached = settings.detach and any(backend.is_remote for backend, _ in groups)
     if is_detached:
         _print_detached(jobs, manifest)
@@ -171,16 +174,6 @@ def _begin_manifest(jobs: list[Job]) -> RunManifest:
         ]
     )
     return manifest
-
-
-def _withdraw(new: list[Job], manifest: RunManifest) -> None:
-    """Leave nothing behind of a launch of which nothing was queued."""
-    if any(entry["call"] for entry in manifest.jobs):
-        return
-    for job in new:
-        shutil.rmtree(job.folder)
-    if not any((manifest.folder_of(entry) / JOB_FILE).exists() for entry in manifest.jobs):
-        manifest.path.unlink()
 
 
 def _by_backend(
@@ -314,11 +307,3 @@ def _write_multirun(master: DictConfig, folder: Path) -> None:
         for name in copied:
             shown.hydra.job.env_set.pop(name, None)
     write_atomically(path, OmegaConf.to_yaml(shown))
-
-
-def _remove_if_unused(folder: Path) -> None:
-    """Remove the folder of a launch that was refused or only planned."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {MULTIRUN_FILE}:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            folder.parent.rmdir()  # if it was made for this

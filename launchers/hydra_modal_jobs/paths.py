@@ -5,6 +5,7 @@ from __future__ import annotations
 # In the folder of a run (`hydra.sweep.dir`).
 LAUNCH_FILE = "launch.json"  # what was launched, where each job is queued
 FORMER_LAUNCH_FILE = "manifest.json"  # its name in runs made before format version 1
+CLAIM_FILE = ".launch.lock"  # locked by the one command that may write the run
 MULTIRUN_FILE = "multirun.yaml"  # the configuration of the sweep, as Hydra's own sweeper writes it
 
 # In the folder of a job (`hydra.sweep.subdir`).

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hydra_modal_jobs import launch, report
 from hydra_modal_jobs.backends import backend_class, backend_of
+from hydra_modal_jobs.claim import claim_run, undo_all
 from hydra_modal_jobs.errors import JobFailed, LaunchRefused
 from hydra_modal_jobs.follow.watch import watch
 from hydra_modal_jobs.jobs.job import Job, reopen, update_payload, writable
@@ -30,6 +31,16 @@ def resume_run(
     """
     setup_globals()
     manifest = RunManifest.load(folder)
+    claim_run(folder)
+    try:
+        _resume(manifest, overrides, former_names=former_names)
+    finally:
+        undo_all()
+
+
+def _resume(
+    manifest: RunManifest, overrides: Sequence[str], *, former_names: Mapping[str, str] | None
+) -> None:
     jobs = [reopen(manifest.folder_of(entry), former_names=former_names) for entry in manifest.jobs]
     for job in jobs:
         _change(job, overrides)

@@ -119,20 +119,19 @@ class Checkpointer:
 
 @contextmanager
 def open_checkpointer(run_folder: Path, config: Config, say: Say) -> Iterator[Checkpointer]:
-    """Yield the checkpoints of a run folder; raise a `UserError` if another process writes it."""
+    """Yield the checkpoints of a run folder, which this process has locked."""
     checkpointer = Checkpointer(run_folder, config.checkpoint, say)
     if not distributed.is_first():
         yield checkpointer
         return
-    with exclusive_lock(run_folder):
-        limit_seconds = _INTERRUPTED_SECONDS
-        try:
-            if config.checkpoint.store:
-                checkpointer.connect(resume=config.resume)
-            yield checkpointer
-            limit_seconds = config.checkpoint.close_timeout
-        finally:
-            checkpointer.close(limit_seconds)
+    limit_seconds = _INTERRUPTED_SECONDS
+    try:
+        if config.checkpoint.store:
+            checkpointer.connect(resume=config.resume)
+        yield checkpointer
+        limit_seconds = config.checkpoint.close_timeout
+    finally:
+        checkpointer.close(limit_seconds)
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
 from rl_experiments import distributed
 from rl_experiments.commands.job import job
-from rl_experiments.config.experiment import evaluation_temperature
+from rl_experiments.config.experiment import Experiment, evaluation_temperature
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
 from rl_experiments.evaluation.results import PolicyResult
@@ -29,9 +30,13 @@ def evaluate(cfg: DictConfig) -> float:
     Returns the win rate of the last policy that was asked for.
     """
     experiment = check(cfg)
+    policies = resolve_policies(experiment.config, experiment.environment)
+    with Run.open(cfg) as run:
+        return _evaluate_all(policies, experiment, run)
+
+
+def _evaluate_all(policies: Sequence[EvaluatedPolicy], experiment: Experiment, run: Run) -> float:
     config, environment = experiment.config, experiment.environment
-    policies = resolve_policies(config, environment)
-    run = Run.open(cfg)
     distributed.initialize()
     evaluation = Evaluation(
         run.evaluation, environment, config.num_examples, samples=config.evaluation.samples

@@ -46,7 +46,14 @@ def train(cfg: DictConfig) -> float:
     experiment = check(cfg)
     config = experiment.config
     target = _prepare(config)
-    run = Run.open(cfg)
+    with Run.open(cfg) as run:
+        return _train(cfg, experiment, run, target)
+
+
+def _train(
+    cfg: DictConfig, experiment: Experiment, run: Run, target: TrainFunction | None
+) -> float:
+    config = experiment.config
     progress = Progress()
     progress.print(f"Model: {model_choice(config)}")
     evaluation: Evaluation | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rl_experiments import distributed
+from rl_experiments.checkpoints.checkpointer import exclusive_lock
 from rl_experiments.errors import UserError
 from rl_experiments.paths import (
     CHECKPOINTS_FOLDER,
@@ -33,26 +36,33 @@ class Run:
     folder: Path
 
     @classmethod
-    def open(cls, cfg: DictConfig) -> Run:
-        """Return the run in Hydra's output folder: a new one, or with `resume` the one there.
+    @contextmanager
+    def open(cls, cfg: DictConfig) -> Iterator[Run]:
+        """Yield the run in Hydra's output folder: a new one, or with `resume` the one there.
 
-        Raises a `UserError` if there is one and `resume` is not set, or if it was begun with other
-        settings.
+        Raises a `UserError` if another process writes it, if there is one and `resume` is not set,
+        or if it was begun with other settings.
         """
         run = cls(Path(HydraConfig.get().runtime.output_dir))
         if not distributed.is_first():
-            return run
-        if run.config_file.exists():
+            yield run
+            return
+        with exclusive_lock(run.folder):
+            run._begin(cfg)
+            yield run
+
+    def _begin(self, cfg: DictConfig) -> None:
+        """Write the settings and what made the run."""
+        if self.config_file.exists():
             if not cfg.resume:
                 raise UserError(
-                    f"{run.folder} holds a run; add resume=true or take another name=..."
+                    f"{self.folder} holds a run; add resume=true or take another name=..."
                 )
-            check_resume(cfg, run.folder)
+            check_resume(cfg, self.folder)
         # Interpolations are kept: the values that they stand for may be secret.
-        write_atomically(run.config_file, OmegaConf.to_yaml(cfg))
-        if not (run.folder / RUN_FILE).exists():
-            write_atomically(run.folder / RUN_FILE, json.dumps(provenance(cfg), indent=1))
-        return run
+        write_atomically(self.config_file, OmegaConf.to_yaml(cfg))
+        if not (self.folder / RUN_FILE).exists():
+            write_atomically(self.folder / RUN_FILE, json.dumps(provenance(cfg), indent=1))
 
     @property
     def config_file(self) -> Path:

@@ -126,7 +126,7 @@ def open_recorder(
 ) -> Iterator[RunRecorder]:
     """Yield the run with its checkpoints and its loggers, which are opened once it trains.
 
-    Raises a `UserError` if another process writes the run, or if its store cannot be used.
+    Raises a `UserError` if its store cannot be used.
     """
     composed = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
     assert isinstance(composed, dict)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 
 class ModalJobsLauncher(Launcher):
@@ -20,7 +23,11 @@ class ModalJobsLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what `launch` needs, and speed up how Hydra composes the jobs."""
+        """Claim the run's folder, and keep what `launch` needs.
+
+        It also speeds up how Hydra composes the jobs.
+        """
+        from hydra_modal_jobs.claim import claim_run
         from hydra_modal_jobs.jobs.sweep_loader import SweepLoader
 
         # It must be in place before the sweeper composes: Hydra takes half a minute for hundreds.
@@ -28,6 +35,8 @@ class ModalJobsLauncher(Launcher):
         self.config = config
         self.hydra_context = hydra_context
         self.task_function = task_function
+        with suppress(OmegaConfBaseException):  # the sweeper reports a folder without a value
+            claim_run(Path(str(config.hydra.sweep.dir)))  # before the sweeper writes there
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
