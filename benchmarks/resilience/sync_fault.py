@@ -58,6 +58,7 @@ def stops(case: str, size: str, overrides: list[str]) -> bool:
     name = results.unique_name(f"fault-{case}")
     settings = [
         *(f"name={name}", "sampler=vllm", *results.model_overrides(size), *results.ART_RULES),
+        "hydra.launcher.backend=debug",  # in this very process, where the fault is planted
         *("env.max_moves=20", "env.earlier_turns=4", "model.max_length=2048"),
         # The fault shows only after the weights have changed.
         *("trainer.learning_rate=1e-3", "trainer.max_grad_norm=1.0", "trainer.max_steps=24"),
