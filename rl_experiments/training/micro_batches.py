@@ -8,7 +8,7 @@ the mini-batch, and their backward passes add up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from rl_experiments import distributed
 from rl_experiments.training.samples import split_by_tokens
 
 Batch = dict[str, Any]
+PartT = TypeVar("PartT")
 
 # Losses of TRL that are a sum over tokens, divided by the generation's number of tokens.
 _SUM_LOSSES = ("dapo", "cispo", "vespo")
@@ -59,16 +60,21 @@ def trim_padding(batch: Batch, rows: torch.Tensor) -> Batch:
 
 
 def loss_weight(micro_batch: Batch, batch: Batch, loss_type: str) -> float:
-    """Return the factor that makes the losses of the micro-batches add up to the batch's loss."""
+    """Return the factor that makes the losses of the micro-batches add up to the batch's loss.
+
+    A loss that is a mean over samples is one over those that were played: `row_scale` is the number
+    of all samples over that of these.
+    """
     if loss_type in _SUM_LOSSES:
         return 1.0
     if loss_type in _TOKEN_MEAN_LOSSES:
         return float(micro_batch["tool_mask"].sum() / batch["tool_mask"].sum().clamp(min=1))
-    return float(micro_batch["prompt_ids"].size(0) / batch["prompt_ids"].size(0))
+    share = float(micro_batch["prompt_ids"].size(0) / batch["prompt_ids"].size(0))
+    return share * float(batch["row_scale"])
 
 
 def backward_all_but_last(
-    parts: list[Batch], loss_of: Callable[[Batch], torch.Tensor], *, model: Any, accelerator: Any
+    parts: list[PartT], loss_of: Callable[[PartT], torch.Tensor], *, model: Any, accelerator: Any
 ) -> torch.Tensor:
     """Add up the losses of micro-batches, and run the backward pass of all but the last one.
 

@@ -3,7 +3,8 @@
 Read `EpisodeTrainer` from top to bottom: one generation (play, advantages, batch), then the loss of
 its mini-batches, then metrics and checkpoints. Loss, optimizer, schedule and logging are TRL's.
 
-This is the only module that uses private names of TRL 1.16.0 and transformers 5.17.0:
+This module and `split_loss.py` are the only ones that use private names of TRL 1.16.0 and
+transformers 5.17.0; here these:
 
 - `GRPOTrainer._generate_and_score_completions`, overridden: dataset rows in, a batch out
 - `GRPOTrainer._get_per_token_logps_and_entropies`, called and overridden, to keep its result
@@ -17,15 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 from trl.trainer.utils import selective_log_softmax, use_adapter
 
 from environments import End
@@ -38,27 +37,25 @@ from rl_experiments.rollout.advantages import turn_advantages
 from rl_experiments.rollout.runner import RolloutRunner, sync_probe
 from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
 from rl_experiments.training import guards, resume
+from rl_experiments.training.callbacks import StopIfNotFinite, TimeOptimizer
 from rl_experiments.training.collate import collate, collate_tokens, pad
 from rl_experiments.training.episode_metrics import episode_metrics
 from rl_experiments.training.micro_batches import (
     Batch,
-    backward_all_but_last,
-    loss_weight,
-    micro_batches,
     rows_at_once,
 )
 from rl_experiments.training.phase_timer import PhaseTimer
 from rl_experiments.training.samples import TrainingSample, trajectory_to_samples
+from rl_experiments.training.split_loss import SplitLossTrainer
 
 _SYNC_PROBE_EPISODES = 16  # whose first turns are compared after each weight sync
 
 
-class EpisodeTrainer(GRPOTrainer):
+class EpisodeTrainer(SplitLossTrainer):
     """Trains a policy with GRPO on episodes. Each row of the dataset is an episode's `seed`.
 
     - `rollout` makes the runner that plays the episodes, given this trainer.
     - `finalize_checkpoint(step)` is called once the files of a checkpoint are written.
-    - `micro_batch_tokens`: tokens that go through the model at once; None for a whole mini-batch.
     - `on_episodes(step, trajectories)` is called with the episodes of each generation.
     """
 
@@ -70,7 +67,6 @@ class EpisodeTrainer(GRPOTrainer):
         reward: RewardConfig,
         checks: ChecksConfig,
         finalize_checkpoint: Callable[[int], None],
-        micro_batch_tokens: int | None,
         judge: Judge | None,
         on_episodes: Callable[[int, list[Trajectory]], None],
         **kwargs: Any,
@@ -88,7 +84,6 @@ class EpisodeTrainer(GRPOTrainer):
         self.reward_config = reward
         self.checks = checks
         self.finalize_checkpoint = finalize_checkpoint
-        self.micro_batch_tokens = micro_batch_tokens
         self.judge = judge
         self.on_episodes = on_episodes
         self.learning_guard = guards.LearningGuard(checks, reward)
@@ -97,10 +92,8 @@ class EpisodeTrainer(GRPOTrainer):
             self._sync_probe = sync_probe(self.rollout, seeds=seeds)
             self.rollout.on_begin = self._check_weight_sync
         self.phase_timer = PhaseTimer()
-        self.add_callback(_TimeOptimizer(self.phase_timer))
-        self.add_callback(_StopIfNotFinite())
-        # The log-probabilities that the loss computed last: (samples, tokens).
-        self._loss_logprobs = torch.empty(0)
+        self.add_callback(TimeOptimizer(self.phase_timer))
+        self.add_callback(StopIfNotFinite())
         # How far they are from the sampler's, one tensor per micro-batch of the first loss after a
         # generation; None once these were compared.
         self._logprob_differences: list[torch.Tensor] | None = None
@@ -178,7 +171,8 @@ class EpisodeTrainer(GRPOTrainer):
         Every process has the same number of samples, a multiple of the number of mini-batches,
         however its episodes ended: TRL's metrics and the exchange of gradients wait for all.
         """
-        largest = max(distributed.gather([len(samples)]))
+        counts = distributed.gather([len(samples)])
+        largest = max(counts)
         wanted = largest + -largest % self.args.steps_per_generation
         filler = TrainingSample.without_loss(self.processing_class.eos_token_id)
         batch: Batch = collate(
@@ -186,6 +180,8 @@ class EpisodeTrainer(GRPOTrainer):
             pad_token_id=self.processing_class.pad_token_id,
             device=self.accelerator.device,
         )
+        # Losses that are means over samples count those that the loss ignores.
+        batch["row_scale"] = torch.tensor(wanted * len(counts) / sum(counts))
         batch["num_items_in_batch"] = self.accelerator.gather(batch["tool_mask"].sum()).sum()
         return batch
 
@@ -238,11 +234,9 @@ class EpisodeTrainer(GRPOTrainer):
         return rows_at_once(row_tokens, self.micro_batch_tokens)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Return TRL's result, and keep the log-probabilities for `_compare_with_sampler`."""
+        """Return TRL's result, timed as the phase `log_probs`."""
         with self.phase_timer.phase("log_probs"):
-            logprobs, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._loss_logprobs = logprobs.detach()
-        return logprobs, *others
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     # The loss of a mini-batch.
 
@@ -252,35 +246,9 @@ class EpisodeTrainer(GRPOTrainer):
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        """Return TRL's loss of a mini-batch, computed in micro-batches if it has many tokens."""
-        trl_loss = super().compute_loss
-        parts = []
-        if model.training and self.micro_batch_tokens is not None:
-            parts = micro_batches(inputs, self.micro_batch_tokens)
-        if len(parts) < 2:
-            loss: torch.Tensor = trl_loss(model, inputs, False, num_items_in_batch)
-            self._compare_with_sampler(inputs, is_last=True)
-            return loss
-
-        def weighted_loss(part: Batch) -> torch.Tensor:
-            loss: torch.Tensor = trl_loss(model, part, False, num_items_in_batch)
-            self._compare_with_sampler(part, is_last=part is parts[-1])
-            return loss * loss_weight(part, inputs, self.loss_type)
-
-        return backward_all_but_last(
-            parts, weighted_loss, model=model, accelerator=self.accelerator
-        )
-
     # Guards on log-probabilities: the sampler must be the policy.
 
-    def _compare_with_sampler(self, micro_batch: Batch, *, is_last: bool) -> None:
+    def check_part(self, micro_batch: Batch, *, is_last: bool) -> None:
         """Compare the loss's log-probabilities with the sampler's, once per generation.
 
         The first loss after a generation is on the weights that played it, so they must be equal
@@ -361,37 +329,6 @@ class EpisodeTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card into checkpoints: the run folder has what made them."""
-
-
-class _TimeOptimizer(TrainerCallback):
-    """Times the optimizer step, which is between two calls of the trainer's methods."""
-
-    def __init__(self, phase_timer: PhaseTimer) -> None:
-        self._phase_timer = phase_timer
-        self._running = ExitStack()
-
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._running.enter_context(self._phase_timer.phase("optimizer"))
-
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._running.close()
-
-
-class _StopIfNotFinite(TrainerCallback):
-    """Ends training at the step at which gradients or weights are no numbers any more.
-
-    A later checkpoint would hold them, and resuming from it would never get better.
-    """
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any
-    ) -> None:
-        guards.check_gradient_is_finite(model, step=state.global_step + 1)
-
-    def on_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any
-    ) -> None:
-        guards.check_weights_are_finite(model, where=f"optimizer step {state.global_step + 1}")
 
 
 def _without_tokens(trajectory: Trajectory) -> Trajectory:

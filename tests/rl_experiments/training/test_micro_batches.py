@@ -34,7 +34,8 @@ def batch() -> Batch:
             )
         )
     device = torch.device("cpu")
-    return {**collate(samples, pad_token_id=0, device=device), "num_items_in_batch": 19}
+    counts = {"num_items_in_batch": 19, "row_scale": torch.tensor(1.0)}
+    return {**collate(samples, pad_token_id=0, device=device), **counts}
 
 
 def test_micro_batches_hold_each_sample_once_and_are_as_narrow_as_they_can_be() -> None:
