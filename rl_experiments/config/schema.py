@@ -75,6 +75,9 @@ class OnBudget(Enum):
     fallback = "fallback"  # the remaining groups get `reward.ruler.fallback`
 
 
+ALL_LINEAR = "all-linear"
+
+
 @dataclass
 class LoraConfig:
     """Low-rank adapters (LoRA): train these small matrices and leave the weights as they are."""
@@ -83,7 +86,9 @@ class LoraConfig:
     r: int = 8  # rank of the adapters
     alpha: int = 16  # the adapters' output is scaled by alpha / r
     dropout: float = 0.0
-    target_modules: list[str] = field(  # names of the layers that get an adapter
+    # Names of the layers that get an adapter; [all-linear]: all linear layers but the last. These
+    # defaults are all of them in Llama and Qwen, and mean the same for other models.
+    target_modules: list[str] = field(
         default_factory=lambda: [
             *("q_proj", "k_proj", "v_proj", "o_proj"),
             *("gate_proj", "up_proj", "down_proj"),

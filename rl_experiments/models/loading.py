@@ -24,6 +24,7 @@ from rl_experiments import distributed
 from rl_experiments.checkpoints.resolve import resolve
 from rl_experiments.config.schema import Config, LoraConfig, ModelConfig
 from rl_experiments.errors import UserError
+from rl_experiments.models.adapters import adapted_layers, check_targets, peft_targets
 from rl_experiments.models.tiny import scratch_model
 from rl_experiments.network import why_unreachable
 from rl_experiments.paths import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE
@@ -70,11 +71,13 @@ def load_model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
         attn_implementation=config.model.attn_implementation,
     )
     if adapter is None:
+        if trains and config.model.lora.enabled:
+            check_targets(model, config.model.lora)
         return model
     from peft import PeftModel
 
     if trains and config.model.lora.enabled:
-        _check_adapter(path, adapter, config.model.lora)
+        _check_adapter(path, adapter, config.model.lora, model)
     adapted = PeftModel.from_pretrained(model, path, is_trainable=trains)
     if trains and not config.model.lora.enabled:
         return adapted.merge_and_unload().requires_grad_(True)
@@ -92,7 +95,7 @@ def lora_config(model: ModelConfig) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
+        target_modules=peft_targets(lora),
         task_type="CAUSAL_LM",
     )
 
@@ -140,28 +143,30 @@ def _adapter_config(path: str) -> dict[str, Any] | None:
     return adapter
 
 
-def _check_adapter(path: str, adapter: dict[str, Any], lora: LoraConfig) -> None:
+def _check_adapter(path: str, adapter: dict[str, Any], lora: LoraConfig, model: Any) -> None:
     """Raise a `UserError` if `model.lora` asks for another adapter than the checkpoint has."""
-    settings = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
-    checkpoint = {
-        "r": adapter["r"],
-        "alpha": adapter["lora_alpha"],
-        "target_modules": sorted(adapter["target_modules"]),
-    }
-    for name, value in settings.items():
-        if value != checkpoint[name]:
-            asked, trained = (
-                f"[{','.join(v)}]" if isinstance(v, list) else v for v in (value, checkpoint[name])
+    asked = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
+    trained = {"r": adapter["r"], "alpha": adapter["lora_alpha"]}
+    layers = adapted_layers(model, adapter["target_modules"])
+    if layers == adapted_layers(model, peft_targets(lora)):
+        trained["target_modules"] = asked["target_modules"]  # names may differ
+    else:
+        trained["target_modules"] = sorted(adapter["target_modules"])
+    for name, value in asked.items():
+        if value != trained[name]:
+            shown, in_checkpoint = (
+                f"[{','.join(v)}]" if isinstance(v, list) else v for v in (value, trained[name])
             )
             raise UserError(
-                f"model.lora.{name}={asked}: the adapter of checkpoint={path} has "
-                f"{name}={trained} and is trained further; set model.lora.{name}={trained}"
+                f"model.lora.{name}={shown}: the adapter of checkpoint={path} has "
+                f"{name}={in_checkpoint} and is trained further; set model.lora.{name}="
+                f"{in_checkpoint}"
             )
 
 
 def _weights_dtype(config: Config) -> torch.dtype:
-    """Return `model.dtype`, but float32 for weights trained on a GPU: bf16 loses small updates."""
-    if torch.cuda.is_available() and not config.model.lora.enabled:
+    """Return `model.dtype`, but float32 where all weights are trained: bf16 loses small updates."""
+    if not config.model.lora.enabled:
         return torch.float32
     dtype: torch.dtype = getattr(torch, config.model.dtype.value)
     return dtype

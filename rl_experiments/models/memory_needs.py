@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_experiments.config.schema import Config, VllmMode
+from rl_experiments.config.schema import ALL_LINEAR, Config, LoraConfig, VllmMode
 from rl_experiments.paths import MODEL_CONFIG_FILE
 
 BYTES_PER_GIB = 1 << 30
@@ -103,7 +103,9 @@ class MemoryNeeds:
         lora, vllm, trainer = config.model.lora, config.vllm, config.trainer
         if lora.enabled:
             # Two matrices of r x hidden for each module; twice that, as some modules are wider.
-            adapter = 2 * 2 * lora.r * dims.hidden * len(lora.target_modules) * dims.layers
+            names = lora.target_modules
+            kinds = len(LoraConfig().target_modules if names == [ALL_LINEAR] else names)
+            adapter = 2 * 2 * lora.r * dims.hidden * kinds * dims.layers
             update_bytes = adapter * (2 * _BYTES_FP32 + _BYTES_ADAM)  # its weights are counted too
         else:
             update_bytes = dims.parameters * (_BYTES_FP32 + _BYTES_ADAM)

@@ -19,9 +19,11 @@ from rl_experiments.errors import UserError, one_line
 from rl_experiments.inference.sampler import Engine, Sampler
 from rl_experiments.inference.transformers_sampler import TransformersSampler
 from rl_experiments.inference.vllm_colocated import VllmEngine
+from rl_experiments.models.adapters import adapted_note
 from rl_experiments.models.loading import (
     base_model_folder,
     load_model,
+    lora_config,
     merged_model_folder,
     quiet_libraries,
     resolve_model_path,
@@ -95,6 +97,8 @@ def load_policy(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     notes = [f"{name} has no effect {reason}" for name, reason in without_effect(config)]
+    if trains and config.model.lora.enabled and not hasattr(model, "peft_config"):
+        notes.append(adapted_note(model, lora_config(config.model)))
     if not uses_vllm(config):
         return Policy(model, tokenizer, path, notes=tuple(notes))
     base = base_model_folder(path)

@@ -32,6 +32,7 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("MistralConfig", {"sliding_window": 12}),
     "gemma3-window": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 12}),
     "phi3": ("Phi3Config", {}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256}),
     "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "qwen3-moe": ("Qwen3MoeConfig", {"head_dim": 16, "num_experts": 4, **_EXPERTS}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
