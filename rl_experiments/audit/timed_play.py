@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
-from environments import End, Environment, ScriptedPolicy
+from environments import Environment, ScriptedPolicy
 from rl_experiments.rollout.episode import Episode
 from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 from rl_experiments.stats import intervals
@@ -85,9 +85,8 @@ def play_timed(
             break
         try:
             reply = policy(episode, rng)
-        except Exception as error:
-            episode.trajectory.end = End.FAILED
-            episode.trajectory.error = f"the policy raises {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            episode.fail(error, source="the policy raises")
             break
         started = time.thread_time()
         episode.reply(reply)

@@ -15,7 +15,7 @@ from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.preflight import compose_and_check
-from rl_experiments.rollout.episode import Episode
+from rl_experiments.rollout.episode import Episode, take_scripted_turn
 from rl_experiments.rollout.types import EpisodeSpec
 from rl_experiments.terminal.text import printable
 
@@ -91,11 +91,11 @@ def _policy(experiment: Experiment, console: Console) -> TakeTurn:
         scripted = experiment.environment.baselines[config.policy]
         rng = Random(config.seed)
 
-        def take_scripted_turn(episode: Episode) -> None:
+        def watch_scripted_turn(episode: Episode) -> None:
             time.sleep(pause_seconds)
-            episode.reply(scripted(episode.environment, rng))
+            take_scripted_turn(episode, scripted, rng)
 
-        return take_scripted_turn
+        return watch_scripted_turn
 
     if is_api_model(config):
         raise UserError("model.base_url: play watches models that run here; see evaluate")
@@ -108,11 +108,11 @@ def _policy(experiment: Experiment, console: Console) -> TakeTurn:
         config, experiment.environment, temperature=evaluation_temperature(config)
     )
 
-    def take_model_turn(episode: Episode) -> None:
+    def watch_model_turn(episode: Episode) -> None:
         time.sleep(pause_seconds)
         rollout.take_turn(episode)
 
-    return take_model_turn
+    return watch_model_turn
 
 
 def _is_confirmed(console: Console, question: str) -> bool:

@@ -139,7 +139,7 @@ def silence_is_better(reply: str, number: int) -> float:
         (lambda reply, number: right_only(reply, number) * 1e6, r"too great: random at .* 1e\+06"),
         (lambda reply, number: 0.5, "rewards vary in no group"),
         (lambda reply, number: 0.5, "skill does not pay: oracle - random is 0.000"),
-        (lambda reply, number: math.nan if "3" in reply else 0.0, "not finite: random at .*, nan"),
+        (lambda reply, number: math.nan if "3" in reply else 0.0, "random at .*Step.reward is nan"),
         (lambda reply, number: len(reply) / 0 if "\0" in reply else 0.0, "ZeroDivisionError"),
         (fails_on_odd_digits, "fails: odd_words at .*, to 'say .*', ValueError: "),
         (slow_on_long_replies, "slow: long at seed 0, replies of up to 20000 characters, "),
@@ -242,7 +242,9 @@ def test_a_baselines_episode_without_end_is_a_fault() -> None:
         "only a limit (here 20 turns) ends episodes: empty 60" in note for note in audited.notes
     )
     lost = parrot(right_only, step=endless_unless_right, truncate=lambda self: Step())
-    assert "truncate() does not end an episode: empty at seed 0" in faults(lost)
+    assert "empty at seed 0, to '', ValueError: truncate returned a Step without an end" in faults(
+        lost
+    )
 
 
 def test_a_baseline_that_raises_is_a_fault() -> None:
