@@ -119,9 +119,8 @@ class Server:
                     for process_id in self._connections:
                         _kill_group(process_id)
                     return None
-                elif key.data in self._connections:  # whoever asked for the program is gone
-                    self._selector.unregister(key.fileobj)
-                    _kill_group(key.data)
+                else:
+                    self._kill_abandoned(key.data)
 
     def _fork(self) -> Request | None:
         connection, _ = self._listener.accept()
@@ -153,14 +152,28 @@ class Server:
     def _answer_for_ended(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._child_ended.recv(1 << 16)
+        answers = []
         for process_id, connection in [*self._connections.items()]:
             ended, status = os.waitpid(process_id, os.WNOHANG)
             if ended:
                 del self._connections[process_id]
-                with contextlib.suppress(KeyError):
-                    self._selector.unregister(connection)
-                with contextlib.suppress(OSError), connection:
-                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+                self._selector.unregister(connection)
+                answers.append((connection, os.waitstatus_to_exitcode(status)))
+        # What these had started themselves is gone before anybody learns of their ends.
+        for key, _ in self._selector.select(0):
+            self._kill_abandoned(key.data)
+        for connection, exit_status in answers:
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(b"%d\n" % exit_status)
+
+    def _kill_abandoned(self, process_id: int | None) -> None:
+        """Kill a program whose connection is closed, as whoever asked for it is gone."""
+        connection = self._connections.pop(process_id, None) if process_id else None
+        if process_id and connection is not None:
+            self._selector.unregister(connection)
+            connection.close()
+            _kill_group(process_id)
+            os.waitpid(process_id, 0)
 
 
 def _kill_group(process_id: int) -> None:

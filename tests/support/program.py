@@ -76,8 +76,9 @@ def run(
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the program to its end; `from_nothing` has it import all its modules itself."""
+    changed = [name for name, value in variables.items() if environment.get(name) != value]
     environment = {**environment, **variables}
-    if from_nothing or any(name.startswith(READ_AT_IMPORT) for name in variables):
+    if from_nothing or any(name.startswith(READ_AT_IMPORT) for name in changed):
         return subprocess.run(
             command(arguments),
             cwd=cwd,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from environments.wordle import Wordle
 from rl_experiments.rollout.episode import Episode
 from rl_experiments.rollout.types import EpisodeSpec
 from tests.fakes.openai_server import KINDS, Body, OpenAIServer
-from tests.support.program import Program, command
+from tests.support.program import Program, WarmStarter
 
 KEY = "sk-a-secret-of-the-tests"
 WORDS = ("crane", "slate", "audio", "mount")
@@ -139,29 +140,29 @@ def test_tools_are_called_by_the_api(
 
 
 def test_a_stopped_evaluation_goes_on_without_paying_twice(
-    program: Program, program_environment: dict[str, str], tmp_path: Path
+    program: Program, program_environment: dict[str, str], warm: WarmStarter, tmp_path: Path
 ) -> None:
+    files: dict[str, Any] = {"out": os.devnull, "err": tmp_path / "errors"}
+    start = partial(warm.start, cwd=tmp_path, variables=program_environment, **files)
     with OpenAIServer(guess) as server:
         server.latency = 0.15
         words = settings(server, "model.concurrency=4")
-        process = subprocess.Popen(
-            command(words), cwd=tmp_path, env=program_environment, stderr=subprocess.PIPE, text=True
-        )
+        process = start(words)
         wait_until(lambda: len(server.answered) >= 20)
         server.latency, asked = 3.0, len(server.requests)
         # Four replies are under way, for which the client waits when it is stopped.
         wait_until(lambda: server.at_once == 4 and len(server.requests) >= asked + 4)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130 and "resume e" in errors
+        assert process.wait(timeout=120) == 130
+        assert "resume e" in (tmp_path / "errors").read_text()
         assert len(server.answered) < 60 and server.most_at_once == 4
         # Killed while four episodes wait for the reply to their last guess: the replies to the
         # guesses before are known afterwards.
         server.latency = 0.0
         server.withholds = lambda body: turns_of(body) == 2
         again = [*words, "resume=true"]
-        killed = subprocess.Popen(command(again), cwd=tmp_path, env=program_environment)
+        killed = start(again)
         wait_until(lambda: len(server.withheld) == 4)
         killed.kill()
         killed.wait()

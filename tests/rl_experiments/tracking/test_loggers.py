@@ -21,7 +21,7 @@ from rl_experiments.errors import UserError
 from rl_experiments.tracking import loggers
 from tests.fakes.wandb_server import API_KEY, WandbServer
 from tests.rl_experiments.training.test_training import kill_when
-from tests.support.program import SMALL, Program, command
+from tests.support.program import SMALL, Program, WarmStarter
 
 LOCAL = [name for name in ("tensorboard", "trackio") if find_spec(name)]
 
@@ -60,7 +60,10 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture(scope="module")
 def resumed(
-    tmp_path_factory: pytest.TempPathFactory, program_environment: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    program_environment: dict[str, str],
+    run_in: Program,
+    warm: WarmStarter,
 ) -> tuple[Path, str, dict[str, str]]:
     """Return folder, output and variables of a run that was killed and resumed."""
     cwd = tmp_path_factory.mktemp("resumed")
@@ -70,10 +73,8 @@ def resumed(
     arguments += [f"logger.report_to=[{','.join(['wandb', *LOCAL])}]"]
     arguments += ["gpu.region=${oc.env:SOME_SECRET}"]
     run = cwd / "runs/one/0"
-    kill_when(run / "metrics.jsonl", 3, arguments, cwd=cwd, env=env)
-    done = subprocess.run(
-        command([*arguments, "resume=true"]), cwd=cwd, env=env, capture_output=True, text=True
-    )
+    kill_when(run / "metrics.jsonl", 3, arguments, cwd=cwd, env=env, warm=warm)
+    done = run_in(cwd, *arguments, "resume=true", **env)
     assert (done.returncode, done.stderr) == (0, "")
     return run, done.stdout, env
 

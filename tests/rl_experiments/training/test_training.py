@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import equal
 from rl_experiments.checkpoints.local import latest_valid
 from rl_experiments.checkpoints.manifest import verify
 from tests.support.forked import ForkedProcess
-from tests.support.program import SMALL, Program, WarmStarter, command
+from tests.support.program import SMALL, Program, WarmStarter
 
 pytestmark = pytest.mark.slow
 
@@ -123,14 +122,13 @@ def test_a_killed_run_resumes_to_the_same_weights(
         (run / "metrics.jsonl", 3),
     ]
     for file, lines in moments:
-        starter = warm if "resume=true" in arguments else None
-        kill_when(file, lines, arguments, cwd=tmp_path, env=program_environment, warm=starter)
+        kill_when(file, lines, arguments, cwd=tmp_path, env=program_environment, warm=warm)
         arguments = [*arguments, "resume=true"] if "resume=true" not in arguments else arguments
     # As if killed during a save: the resumed run must ignore this checkpoint.
     torn = run / "checkpoints/checkpoint-8"
     torn.mkdir(exist_ok=True)
     (torn / "model.safetensors").write_bytes(b"torn")
-    done = program(*arguments, from_nothing=True)
+    done = program(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert_same(outcome(undisturbed[0]), outcome(run))
 
@@ -176,7 +174,7 @@ def kill_when(
     *,
     cwd: Path,
     env: dict[str, str],
-    warm: WarmStarter | None = None,
+    warm: WarmStarter,
 ) -> None:
     """Run the program and end it with SIGKILL as soon as the file has `lines` lines."""
     process = started(arguments, cwd=cwd, env=env, warm=warm)
@@ -189,12 +187,9 @@ def kill_when(
 
 
 def started(
-    arguments: list[str], *, cwd: Path, env: dict[str, str], warm: WarmStarter | None
-) -> subprocess.Popen[bytes] | ForkedProcess:
+    arguments: list[str], *, cwd: Path, env: dict[str, str], warm: WarmStarter
+) -> ForkedProcess:
     """Start the program and return its process; its output is discarded."""
-    null = subprocess.DEVNULL
-    if warm is None:
-        return subprocess.Popen(command(arguments), cwd=cwd, env=env, stdout=null, stderr=null)
     return warm.start(arguments, cwd=cwd, variables=env, out=os.devnull, err=os.devnull)
 
 
@@ -224,7 +219,7 @@ def test_a_checkpoint_can_be_evaluated_and_played(
     undisturbed: tuple[Path, str], program: Program, tmp_path: Path
 ) -> None:
     run, _ = undisturbed
-    done = program(*SMALL, "evaluate", f"checkpoint={run}", "name=e", from_nothing=True)
+    done = program(*SMALL, "evaluate", f"checkpoint={run}", "name=e")
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads((tmp_path / "runs/e/0/evaluation.json").read_text())
     trained = json.loads((run / "evaluation.json").read_text())
