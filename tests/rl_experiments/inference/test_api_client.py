@@ -9,7 +9,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from environments.wordle import Wordle
 from rl_experiments.rollout.episode import Episode
 from rl_experiments.rollout.types import EpisodeSpec
 from tests.fakes.openai_server import KINDS, Body, OpenAIServer
+from tests.support.forked import ForkedProcess
 from tests.support.program import Program, WarmStarter
 
 KEY = "sk-a-secret-of-the-tests"
@@ -142,8 +142,15 @@ def test_tools_are_called_by_the_api(
 def test_a_stopped_evaluation_goes_on_without_paying_twice(
     program: Program, program_environment: dict[str, str], warm: WarmStarter, tmp_path: Path
 ) -> None:
-    files: dict[str, Any] = {"out": os.devnull, "err": tmp_path / "errors"}
-    start = partial(warm.start, cwd=tmp_path, variables=program_environment, **files)
+    def start(arguments: list[str]) -> ForkedProcess:
+        return warm.start(
+            arguments,
+            cwd=tmp_path,
+            variables=program_environment,
+            out=os.devnull,
+            err=tmp_path / "errors",
+        )
+
     with OpenAIServer(guess) as server:
         server.latency = 0.15
         words = settings(server, "model.concurrency=4")
