@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.program import Program, WarmStarter, run
+from tests.support.servers import program_variables
 
 # Two processes with two threads each would spend their time waiting for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,17 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def program_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variables of the programs that the tests run, with a cache of the tests' own."""
-    cache = tmp_path_factory.mktemp("cache")
-    quiet = {"XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
-    return {**os.environ, **quiet, "HF_HUB_OFFLINE": "1"}
+def program_environment() -> dict[str, str]:
+    """The variables of the programs that the tests run."""
+    return program_variables()
 
 
 @pytest.fixture(scope="session")
 def warm(program_environment: dict[str, str]) -> Iterator[WarmStarter]:
     """Starts the program in the background, with its imports done."""
-    starter = WarmStarter(program_environment)
+    starter = WarmStarter()
     yield starter
     starter.close()
 

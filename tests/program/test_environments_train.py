@@ -23,7 +23,8 @@ TWO_STEPS = [
     "trainer.steps_per_generation=1",
     "checkpoint.every_steps=1",
     "model.scratch.warmup_episodes=12",
-    "model.scratch.warmup_steps=16",
+    "model.scratch.warmup_steps=20",
+    "model.scratch.warmup_learning_rate=1e-2",
 ]
 # The command line of each environment, and whether it has an oracle.
 ENVIRONMENTS = {

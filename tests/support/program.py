@@ -25,7 +25,7 @@ SMALL = [
 ]
 
 # Beginnings of the names of variables that libraries read while they are imported.
-READ_AT_IMPORT = ("CUDA_", "HF_", "MPL", "OMP_", "TORCH", "TRANSFORMERS_")
+READ_AT_IMPORT = ("CUDA_", "HF_", "MPL", "OMP_", "TORCH", "TRACKIO_", "TRANSFORMERS_", "XDG_")
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -38,8 +38,8 @@ def command(arguments: Sequence[str]) -> list[str]:
 class WarmStarter:
     """Starts programs that have their imports done; see `forked.py`."""
 
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._server = program_server(variables)
+    def __init__(self) -> None:
+        self._server = program_server()
 
     def start(
         self,

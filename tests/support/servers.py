@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
 
 from tests.support.forked import ForkServer
 
@@ -76,12 +78,24 @@ def launcher_server() -> ForkServer:
 @functools.cache
 def training_server() -> ForkServer:
     """Return the server with the libraries of training, too."""
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHONPATH")}
-    return ForkServer(
-        TRAINING_LIBRARIES, {**variables, "HF_HUB_OFFLINE": "1"}, base=launcher_server()
-    )
+    variables = {k: v for k, v in program_variables().items() if k != "PYTHONPATH"}
+    return ForkServer(TRAINING_LIBRARIES, variables, base=launcher_server())
 
 
-def program_server(variables: Mapping[str, str]) -> ForkServer:
+def program_server() -> ForkServer:
     """Return a server that has imported this checkout's own modules as well."""
-    return ForkServer(PROJECT, variables, base=training_server())
+    return ForkServer(PROJECT, program_variables(), base=training_server())
+
+
+@functools.cache
+def program_variables() -> dict[str, str]:
+    """Return the variables of the programs that tests run, with caches of the tests' own."""
+    cache = tempfile.mkdtemp(prefix="cache-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    return {
+        **os.environ,
+        "XDG_CACHE_HOME": cache,
+        "TRACKIO_DIR": f"{cache}/trackio",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "120",
+    }

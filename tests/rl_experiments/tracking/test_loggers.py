@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -68,7 +67,7 @@ def resumed(
     """Return folder, output and variables of a run that was killed and resumed."""
     cwd = tmp_path_factory.mktemp("resumed")
     env = {**program_environment, "WANDB_MODE": "offline", "WANDB_API_KEY": API_KEY}
-    env |= {"TRACKIO_DIR": str(cwd / "trackio"), "SOME_SECRET": API_KEY}
+    env |= {"SOME_SECRET": API_KEY}
     arguments = [*SMALL, "name=one", "trainer.max_steps=8", "logger.tags=[small,${oc.env:USER,me}]"]
     arguments += [f"logger.report_to=[{','.join(['wandb', *LOCAL])}]"]
     arguments += ["gpu.region=${oc.env:SOME_SECRET}"]
@@ -169,7 +168,8 @@ def test_trackio_has_every_step_once_across_a_kill(
 
 @pytest.mark.slow
 def test_no_file_holds_a_secret(resumed: tuple[Path, str, dict[str, str]]) -> None:
-    files = [path for path in resumed[0].parents[2].rglob("*") if path.is_file()]
+    folders = (resumed[0].parents[2], Path(resumed[2]["TRACKIO_DIR"]))
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert [path for path in files if API_KEY.encode() in path.read_bytes()] == []
 
@@ -182,12 +182,9 @@ def user_function(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("end", "code", "sent"), [("killed", -signal.SIGKILL, []), ("failed", 1, [1, 2])]
-)
+@pytest.mark.parametrize(("end", "sent"), [("killed", []), ("failed", [1, 2])])
 def test_wandb_online_goes_on_in_the_same_run(
     end: str,
-    code: int,
     sent: list[int],
     user_function: list[str],
     program: Program,
@@ -196,7 +193,7 @@ def test_wandb_online_goes_on_in_the_same_run(
     """Whether or not the server was sent the steps that are done again."""
     arguments = [*user_function, f"trainer.target=own:train_once_{end}", "logger.entity=team"]
     variables = {**server.variables, "WANDB_RUN_GROUP": "mine"}
-    assert program(*arguments, **variables).returncode == code
+    assert program(*arguments, **variables).returncode == 1
     ((run_id, _),) = server.begun.items()
     assert [row["_step"] for row in server.history(run_id)] == sent
     done = program(*arguments, "resume=true", **variables)
