@@ -7,18 +7,31 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra_modal_jobs import LaunchRefused, claim_run, undo_all
 from omegaconf import OmegaConf
 
 from rl_experiments.commands.job import user_message
+from rl_experiments.completion import complete_words
+from rl_experiments.config.habits import (
+    OPTIONS_WITH_VALUE,
+    refuse_stray_words,
+    refuse_ways_around_the_launcher,
+    typed_name,
+    without_name,
+)
 from rl_experiments.config.hydra_private import fast_help
 from rl_experiments.config.overrides import expand_shorthand, override_texts
 from rl_experiments.config.registration import register, register_search_path
+from rl_experiments.errors import UserError
 from rl_experiments.paths import CONF_DIR, RUNS
 from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.text import printable
@@ -37,6 +50,7 @@ class Verb(NamedTuple):
     target: str
     is_job: bool = True
     has_arguments: bool = False  # the words after it are names and options, not just overrides
+    usage: str = ""  # for its --help; that of the others is the help of the program
 
 
 VERBS = {
@@ -52,6 +66,10 @@ VERBS = {
         "play in the terminal, or watch a checkpoint= or a policy= play",
         "rl_experiments.commands.play:play",
         is_job=False,
+        usage=(
+            "play [SETTING=VALUE ...]: play an environment, as in play env=wordle\n"
+            "play policy=random or play checkpoint=runs/RUN/0: watch it play"
+        ),
     ),
     "plan": Verb(
         "show what train (or plan evaluate) would run, where and at what cost; start nothing",
@@ -62,45 +80,62 @@ VERBS = {
         "rl_experiments.commands.runs:runs",
         is_job=False,
         has_arguments=True,
+        usage=(
+            "runs: what was launched from here, with its state\n"
+            "runs attach RUN: watch its jobs to their end\n"
+            "runs logs RUN [JOB]: what its jobs have printed\n"
+            "runs cancel RUN [JOB ...]: end its jobs; what they have saved is kept\n"
+            "runs pull RUN [JOB ...] [--checkpoints]: fetch the files of its jobs"
+        ),
     ),
     "push": Verb(
         "push RUN: copy its local checkpoints to checkpoint.store=... where they are missing",
         "rl_experiments.commands.push:push",
         is_job=False,
         has_arguments=True,
+        usage=("push RUN [checkpoint.store=...]: copy to its store what is missing there"),
     ),
     "export": Verb(
         "export CHECKPOINT --to FOLDER, s3://... or hub:OWNER/NAME: a model for transformers",
         "rl_experiments.commands.export:export",
         is_job=False,
         has_arguments=True,
+        usage=(
+            "export CHECKPOINT --to FOLDER, s3://... or hub:OWNER/NAME: a model for transformers\n"
+            "CHECKPOINT: a run in runs/, a folder, or an address"
+        ),
     ),
     "audit": Verb(
         "check whether an environment's reward, or with judge=... a judge, can be trusted",
         "rl_experiments.commands.audit:audit",
         is_job=False,
+        usage=(
+            "audit [SETTING=VALUE ...]: can the reward be trusted, as in audit env=wordle\n"
+            "audit judge=...: can this judge be trusted"
+        ),
     ),
     "resume": Verb(
         "resume RUN: go on with the jobs that did not finish, with their settings",
         "rl_experiments.commands.runs:resume",
         is_job=False,
         has_arguments=True,
+        usage=(
+            "resume RUN [SETTING=VALUE ...]: go on with the jobs that did not finish\n"
+            "Only settings of where and how it runs may change: gpu, budget, hydra.launcher.*"
+        ),
     ),
 }
 DEFAULT_VERB = "train"
-
-# Hydra's options whose value is the next word, which is not a verb: `--cfg job`.
-_HYDRA_OPTIONS_WITH_VALUE = (
-    *("--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"),
-    *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd"),
-)
 
 
 def main() -> None:
     """Run the command line, for the console script and for `python -m rl_experiments`."""
     interrupts.watch()
-    _hide_verbs_from_completion()
-    verb, overrides = _split_arguments(sys.argv[1:])
+    _print_completions()
+    try:
+        verb, overrides = _split_arguments(sys.argv[1:])
+    except UserError as error:
+        _exit_with(str(error))
     overrides = [expand_shorthand(override) for override in overrides]
     register()
     register_search_path(overrides)
@@ -128,30 +163,42 @@ def main() -> None:
         undo_all()
 
 
-def _hide_verbs_from_completion() -> None:
-    """Take the verbs out of the line that Hydra is asked to complete; it does not know them."""
-    if "COMP_LINE" in os.environ:
-        verbs = rf"(?<=\s)({'|'.join(VERBS)})\s"
-        os.environ["COMP_LINE"] = re.sub(verbs, "", os.environ["COMP_LINE"])
+def _print_completions() -> None:
+    """Print the words that a shell asks for and that Hydra does not know; Hydra adds its own."""
+    words = complete_words(os.environ, VERBS)
+    if words:
+        separator = "\n" if "query=fish" in sys.argv else " "
+        print(separator.join(words), end=separator, flush=True)
 
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the verb, which may stand anywhere, and the other words."""
-    if arguments and arguments[0] in VERBS and VERBS[arguments[0]].has_arguments:
-        return arguments[0], list(arguments[1:])
+    words = list(arguments)
+    if words and words[0] == "help":
+        words = ["--help", *words[1:]]
+    if "--version" in words or words == ["version"]:
+        print(f"rl-experiments {version('rl-experiments')} (Hydra {hydra.__version__})")
+        sys.exit(0)
+    given = [word for word in words if word in VERBS]
+    if not {"--help", "-h"}.isdisjoint(words) and given and VERBS[given[0]].usage:
+        print(VERBS[given[0]].usage)
+        sys.exit(0)
+    if words and words[0] in VERBS and VERBS[words[0]].has_arguments:
+        return words[0], words[1:]
+    refuse_ways_around_the_launcher(words)
+    refuse_stray_words(words, VERBS)
     verbs: list[str] = []
     rest: list[str] = []
-    for previous, word in pairwise(["", *arguments]):
-        is_bare = re.fullmatch(r"[A-Za-z_]+", word) and previous not in _HYDRA_OPTIONS_WITH_VALUE
-        (verbs if is_bare else rest).append(word)
-    for word in verbs:
-        if word not in VERBS:
-            _exit_with(f"{word}: no such verb (choose from: {', '.join(VERBS)})")
+    for previous, word in pairwise(["", *words]):
+        is_verb = word in VERBS and previous not in OPTIONS_WITH_VALUE
+        (verbs if is_verb else rest).append(word)
     if "plan" in verbs:
-        verbs.remove("plan")
+        verbs = [verb for verb in verbs if verb != "plan"]
         rest.append("hydra.launcher.plan_only=true")
-    if len(verbs) > 1:
-        _exit_with(f"{' and '.join(verbs)}: give one verb")
+        if verbs and not VERBS[verbs[0]].is_job:
+            raise UserError(f"plan {verbs[0]}: plan shows what train or evaluate would run")
+    if len(set(verbs)) > 1:
+        raise UserError(f"{' and '.join(verbs)}: give one verb")
     return verbs[0] if verbs else DEFAULT_VERB, rest
 
 
@@ -159,7 +206,7 @@ def _run_jobs(verb: str, overrides: list[str]) -> None:
     """Let Hydra compose the jobs and its launcher run them."""
     # Options such as --help, --cfg and --shell-completion start no run, which would need a name.
     if not any(word.startswith("-") and word not in ("-m", "--multirun") for word in overrides):
-        overrides = [*overrides, *_name_override(verb, overrides)]
+        overrides = [*without_name(overrides), _name_override(verb, overrides)]
     sys.argv = [sys.argv[0], *overrides]
     hydra_main = hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")
     if {"--help", "-h"}.isdisjoint(overrides):
@@ -179,36 +226,47 @@ def _function_of(verb: str) -> Callable[..., Any]:
     return function
 
 
-def _name_override(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Return the override that names the run, or none if the overrides name it already.
+def _name_override(verb: str, overrides: Sequence[str]) -> str:
+    """Return the override that names the run, as it was typed, and claim a new run's folder.
 
-    A new run is named after its experiment or environment, with the time. With `resume=true` it is
-    the newest run of that kind. Exits with a message for a name that is taken or cannot be used.
+    By default a new run is named after its experiment or environment, with the time. With
+    `resume=true` it is the newest run of that kind. Exits with a message for a name that is taken
+    or cannot be used.
     """
     texts = override_texts(overrides)
-    resume = texts.get("resume", "").lower() == "true"
-    if "name" in texts:
-        name = texts["name"]
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", name):
+    resume = texts.get("resume", "").lower() in ("true", "yes", "on", "y", "1")
+    has_own_folder = "hydra.sweep.dir" in texts
+    name = typed_name(overrides)
+    if name is not None:
+        if name == "null":
+            _exit_with("name=null: leave it out for a name with the date")
+        if not re.fullmatch(r"[^\W_][\w.+-]{0,63}", name):
             _exit_with(f"name={name}: use up to 64 letters, digits and . _ + -")
-        if not resume and "hydra.sweep.dir" not in texts and claim_run(RUNS / name).was_used:
+        if not resume and not has_own_folder and claim_run(RUNS / name).was_used:
             _exit_with(
                 f"name={name}: {RUNS / name} exists; add resume=true to go on, or take another name"
             )
-        return []
-    kind = texts.get("experiment") or texts.get("env") or "game2048"
+        return _quoted(name)
+    chosen = (texts.get(group, "null") for group in ("experiment", "env"))
+    kind = next((choice for choice in chosen if choice not in ("null", "")), "game2048")
     kind = re.sub(r"[^\w.+-]", "+", kind) + ("-evaluate" if verb == "evaluate" else "")
     if resume:
         dated = re.compile(re.escape(kind) + r"-\d{4}-\d{6}(-\d+)?")
         folders = [f for f in RUNS.glob("*") if dated.fullmatch(f.name)] if RUNS.is_dir() else []
         if not folders:
             _exit_with(f"resume=true: no run {RUNS / kind}-* to go on with; give its name=...")
-        return [f"name={max(folders, key=lambda folder: folder.stat().st_mtime).name}"]
+        return _quoted(max(folders, key=lambda folder: folder.stat().st_mtime).name)
     name = f"{kind}-{time.strftime('%m%d-%H%M%S')}"
     names = (name, *(f"{name}-{number}" for number in range(2, 100)))
-    if "hydra.sweep.dir" in texts:
-        return [f"name={name}"]
-    return [f"name={next(filter(_is_free, names))}"]
+    return _quoted(name if has_own_folder else next(filter(_is_free, names)))
+
+
+def _quoted(name: str) -> str:
+    """Return the override in quotes where Hydra would read the name as a number or the like."""
+    with suppress(HydraException):
+        if OverridesParser.create().parse_override(f"name={name}").value() == name:
+            return f"name={name}"
+    return f"name='{name}'"
 
 
 def _is_free(name: str) -> bool:

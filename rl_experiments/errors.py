@@ -25,9 +25,10 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     else the empty string.
     """
     choices = sorted(set(choices))
-    similar = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    similar = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.6)
     if similar:
-        return f"; did you mean {similar[0]}?"
+        return f"; did you mean {by_lower_case[similar[0]]}?"
     if 0 < len(choices) <= _MAX_LISTED_CHOICES:
         return f" (choose from: {', '.join(choices)})"
     return ""

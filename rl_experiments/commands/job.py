@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rl_experiments.config.messages import explain_config_error
@@ -32,6 +34,11 @@ def job(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], float
     @functools.wraps(function)
     def run(cfg: DictConfig) -> float:
         interrupts.watch()  # this may be a process that the launcher has started
+        if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.RUN:
+            raise UserError(
+                "hydra.mode=RUN: runs the job without the launcher, so without gpu, plan and "
+                "budget; leave it out"
+            )
         try:
             return function(cfg)
         except UserError:

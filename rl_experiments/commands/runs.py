@@ -19,6 +19,7 @@ def runs(words: Sequence[str]) -> None:
     """List the runs, or `runs attach|logs|cancel|pull RUN ...`."""
     import hydra_modal_jobs
 
+    words = [] if list(words) in (["list"], ["ls"]) else words
     hydra_modal_jobs.runs(words, root=RUNS, former_names=FORMER_NAMES)
 
 

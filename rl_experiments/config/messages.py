@@ -12,7 +12,25 @@ from hydra_modal_jobs import JobFailed, LaunchRefused
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError, did_you_mean, one_line
+from rl_experiments.paths import CONF_DIR
+
+_MAX_HINTED_SETTINGS = 3
+# Other programs' names of settings.
+_FORMER_SETTINGS = {
+    "lr": "trainer.learning_rate",
+    "steps": "trainer.max_steps",
+    "max_tokens": "trainer.max_completion_length",
+    "max_new_tokens": "trainer.max_completion_length",
+    "group_size": "trainer.num_generations",
+    "kl_coef": "trainer.beta",
+    "n": "num_examples",
+    "wandb": "logger",
+    "wandb_project": "logger.project",
+    "output_dir": "hydra.sweep.dir",
+    "max_budget": "budget.max_usd",
+}
 
 
 def explain_config_error(error: BaseException) -> str | None:
@@ -69,9 +87,27 @@ def _first_attribute(chain: Sequence[BaseException], name: str) -> Any:
 
 
 def _no_such_choice(match: re.Match[str], chain: Sequence[BaseException]) -> str:
-    group, _, choice = match["path"].rpartition("/")
+    group, _, choice = match["path"].partition("/")
+    if group == "hydra":
+        part, _, choice = choice.partition("/")
+        group = f"hydra/{part}"
     choices = _first_attribute(chain, "options") or []
-    return f"{group}={choice}: no such choice{did_you_mean(choice, choices)}"
+    choices = choices or [file.stem for file in (CONF_DIR / group).glob("*.yaml")]
+    hint = _habit(group, choice) or did_you_mean(choice, choices)
+    return f"{group}={choice}: no such choice{hint}"
+
+
+def _habit(group: str, choice: str) -> str:
+    """Return a hint for a choice as other programs write it; the empty string if it is not one."""
+    if group == "model" and re.fullmatch(r"[\w.-]+/[\w.-]+", choice):
+        for file in sorted((CONF_DIR / "model").glob("*.yaml")):
+            if re.search(rf"^\s*path: {re.escape(choice)}\s*$", file.read_text(), re.M):
+                return f"; write model={file.stem}"
+        return f"; write model.path={choice}, beside the model=... that is most like it"
+    name, _, count = choice.partition(":")
+    if group == "gpu" and count.isdigit() and (CONF_DIR / f"gpu/{name.lower()}.yaml").is_file():
+        return f"; write gpu={name.lower()} gpu.count={count}"
+    return ""
 
 
 def _no_such_setting(match: re.Match[str], chain: Sequence[BaseException]) -> str:
@@ -81,13 +117,39 @@ def _no_such_setting(match: re.Match[str], chain: Sequence[BaseException]) -> st
     hint = did_you_mean(leaf, siblings)
     if parent and "did you mean " in hint:
         hint = hint.replace("did you mean ", f"did you mean {parent}.")
+    if not parent and "did you mean " not in hint:
+        hint = hint_for_leaf(leaf) or hint
     if key.startswith("trainer.extra."):
         hint = f"; to pass it to TRL write +{key}=..."
     return f"{key}: no such setting{hint}"
 
 
+def hint_for_leaf(name: str) -> str:
+    """Return a hint for a setting that was named without its group, such as `learning_rate`."""
+    leaves = _leaves(OmegaConf.structured(Config))
+    meant = [key for key in leaves if key.rpartition(".")[2] == name.replace("-", "_")]
+    meant = meant or [_FORMER_SETTINGS[name]] if name in _FORMER_SETTINGS else meant
+    return f"; did you mean {' or '.join(meant)}?" if 0 < len(meant) <= _MAX_HINTED_SETTINGS else ""
+
+
+def _leaves(config: Any, prefix: str = "") -> list[str]:
+    """Return the full names of all settings that have a place in the schema."""
+    names = []
+    for key in config:
+        name = f"{prefix}{key}"
+        value = None if OmegaConf.is_missing(config, key) else config[key]
+        names += _leaves(value, f"{name}.") if OmegaConf.is_dict(value) else [name]
+    return names
+
+
 def _missing_value(match: re.Match[str], chain: Sequence[BaseException]) -> str:
     return f"{match['key']}: a value is missing; give {match['key']}=..."
+
+
+def _value_for_a_group(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    key = match["key"].lstrip("+")
+    names = [name for name in _leaves(OmegaConf.structured(Config)) if name.startswith(f"{key}.")]
+    return f"{key}: is a group of settings; give one of {', '.join(names)}"
 
 
 def _wrong_value(match: re.Match[str], chain: Sequence[BaseException]) -> str:
@@ -99,6 +161,7 @@ _MESSAGES: tuple[tuple[str, Callable[[re.Match[str], Sequence[BaseException]], s
     (r"Could not find '(?P<path>[\w./@-]+/[^']+)'", _no_such_choice),
     (r"Could not override '(?P<key>[^']+)'", _no_such_setting),
     (r"Key '[^']*' (?:not in|is not in) .*?full_key: (?P<key>\S+)", _no_such_setting),
+    (r"override (?P<key>[\w.+]+)=.*?is not a subclass of", _value_for_a_group),
     (r"Missing mandatory value: (?P<key>\S+)", _missing_value),
     (
         r"(?P<reason>Value .*?|Invalid value .*?|Unsupported .*?)\n\s+full_key: (?P<key>\S+)",

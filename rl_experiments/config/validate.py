@@ -8,6 +8,7 @@ from dataclasses import fields
 from omegaconf import DictConfig, OmegaConf
 
 from rl_experiments.config.experiment import generation_steps
+from rl_experiments.config.messages import hint_for_leaf
 from rl_experiments.config.schema import (
     Config,
     Credit,
@@ -42,7 +43,10 @@ def typed_config(cfg: DictConfig) -> Config:
     known = [field.name for field in fields(Config)]
     for key in map(str, cfg):
         if key not in (*known, "hydra"):
-            raise UserError(f"{key}: no such setting{did_you_mean(key, known)}")
+            hint = did_you_mean(key, known)
+            if "did you mean " not in hint:
+                hint = hint_for_leaf(key) or hint
+            raise UserError(f"{key}: no such setting{hint}")
     # Merged as plain values: a typed node would bring along the keys that `+` has added to it.
     plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict)

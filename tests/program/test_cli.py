@@ -47,6 +47,19 @@ MISTAKES = [
     ("evaluate checkpoint=/no/such", "checkpoint=/no/such", "no such folder"),
     ("play checkpoint=/no/such", "checkpoint=/no/such", "no such folder"),
     ("evalute policy=random", "evalute", "evaluate"),
+    ("learning_rate=1e-5", "learning_rate", "did you mean trainer.learning_rate"),
+    ("+lr=1e-5", "lr", "did you mean trainer.learning_rate"),
+    ("budget=5", "budget", "budget.max_usd"),
+    ("gpu=A10G", "gpu=A10G", "did you mean a10g"),
+    ("gpu=h100:8", "gpu=h100:8", "gpu=h100 gpu.count=8"),
+    ("model=Qwen/Qwen2.5-3B-Instruct", "model=Qwen/", "write model=qwen2_5_3b"),
+    ("model=someone/else-7B", "model=someone/else-7B", "model.path=someone/else-7B"),
+    ("plan hydra/launcher=basic", "hydra/launcher=basic", "without gpu, plan and budget"),
+    ("evaluate ++hydra.mode=RUN policy=random", "hydra.mode=RUN", "without gpu"),
+    ("plan evaluate policy=random --run name=x", "--run", "without gpu"),
+    ("-r", "-r", "without gpu"),
+    ("plan play", "plan play", "evaluate"),
+    ("name=null", "name=null", "leave it out"),
     ("train evaluate", "train", "evaluate", "one verb"),
     ("env=[a,b", "env=[a,b"),
     ("name=../x", "name=../x", "letters"),
@@ -188,3 +201,28 @@ def test_an_environment_from_outside(program: Program, tmp_path: Path) -> None:
     assert table_row(trained.stdout, "after")[0] == 12
     metrics = json_lines(tmp_path / "runs/parity/0/metrics.jsonl")
     assert metrics[-1]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    "typed", ["name=1e-5", "++name=1_000", "+name=007", "name=true", "name='été'"]
+)
+def test_a_run_is_called_what_was_typed(program: Program, tmp_path: Path, typed: str) -> None:
+    done = program("evaluate", "policy=random", "num_examples=1", "env.max_moves=1", typed)
+    assert done.returncode == 0, done.stderr
+    name = typed.partition("=")[2].strip("'")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [name]
+    assert OmegaConf.load(tmp_path / "runs" / name / "0/config.yaml").name == name
+    again = program("evaluate", "policy=random", typed)
+    assert f"runs/{name} exists; add resume=true" in again.stderr
+    resumed = program("resume", name)
+    assert "Every job of this run is done." in resumed.stdout
+
+
+def test_each_verb_has_help(program: Program) -> None:
+    for verb in ("play", "runs", "push", "export", "audit", "resume"):
+        for typed in ([verb, "--help"], [verb, "-h"], ["help", verb]):
+            done = program(*typed)
+            assert done.returncode == 0 and done.stderr == ""
+            assert done.stdout.startswith(f"{verb} ") or done.stdout.startswith(f"{verb}: ")
+    assert program("help").stdout == program("--help").stdout
+    assert re.fullmatch(r"rl-experiments \S+ \(Hydra \S+\)\n", program("--version").stdout)
