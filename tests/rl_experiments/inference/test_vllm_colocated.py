@@ -26,6 +26,10 @@ from rl_experiments.rollout.types import EpisodeSpec
 
 pytest.importorskip("vllm")
 
+# Mean |difference of log-probabilities| of equal weights in float32; on a GPU the engine's
+# attention multiplies in TF32 (0.0015 measured on an H200).
+EXACT = 0.005 if torch.cuda.is_available() else 0.001
+
 SEQUENCES = [(list(range(5, 5 + n)), [7, 11, 13, 17]) for n in (3, 40, 70, 150)]
 
 
@@ -89,9 +93,9 @@ def test_after_each_step_the_engine_has_the_policys_weights(
         before = copy.deepcopy(model)
         step_at_random(model)
         assert difference(engine, model) > 0.01 or lora  # an adapter starts as nothing
-        assert difference(engine, before) < 0.001
+        assert difference(engine, before) < EXACT
         engine.load(model, policy_version=version)
-        assert difference(engine, model) < 0.001
+        assert difference(engine, model) < EXACT
         assert engine.policy_version == version
     assert difference(engine, policy(folder, lora=False)) > 0.01
 
@@ -127,7 +131,7 @@ def test_a_weight_that_stays_behind_is_reported(
     finally:
         del network.load_weights
     engine.load(model, policy_version=1)
-    assert difference(engine, model) < 0.001
+    assert difference(engine, model) < EXACT
 
 
 def test_what_was_sampled_has_the_policys_log_probabilities(
