@@ -13,6 +13,7 @@ from environments import training_seed
 from rl_experiments import distributed
 from rl_experiments.config.experiment import Experiment
 from rl_experiments.config.schema import Config
+from rl_experiments.errors import UserError, one_line
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.models.loading import lora_config
 from rl_experiments.models.policy import Policy
@@ -32,7 +33,10 @@ def build_trainer(
     *,
     judge: Judge | None = None,
 ) -> EpisodeTrainer:
-    """Return the trainer of a policy on the experiment's environment, with checkpoints in `run`."""
+    """Return the trainer of a policy on the experiment's environment, with checkpoints in `run`.
+
+    Raises a `UserError` if TRL does not accept the settings for this model.
+    """
     config = experiment.config
     if policy.memory_plan is not None:
         arguments.gradient_checkpointing = policy.memory_plan.gradient_checkpointing
@@ -50,20 +54,23 @@ def build_trainer(
             run.log_episodes(step, episodes[:_EPISODES_RECORDED])
 
     is_adapter = isinstance(policy.model, PeftModel)  # a checkpoint's, which is trained further
-    trainer = EpisodeTrainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=_seed_dataset(arguments, seed=config.seed),
-        processing_class=policy.tokenizer,
-        peft_config=None if is_adapter else lora_config(config.model),
-        rollout=make_rollout,
-        reward=config.reward,
-        checks=config.checks,
-        finalize_checkpoint=run.seal,
-        micro_batch_tokens=_micro_batch_tokens(config, policy),
-        judge=judge,
-        on_episodes=record_episodes,
-    )
+    try:
+        trainer = EpisodeTrainer(
+            model=policy.model,
+            args=arguments,
+            train_dataset=_seed_dataset(arguments, seed=config.seed),
+            processing_class=policy.tokenizer,
+            peft_config=None if is_adapter else lora_config(config.model),
+            rollout=make_rollout,
+            reward=config.reward,
+            checks=config.checks,
+            finalize_checkpoint=run.seal,
+            micro_batch_tokens=_micro_batch_tokens(config, policy),
+            judge=judge,
+            on_episodes=record_episodes,
+        )
+    except ValueError as error:
+        raise UserError(f"trainer: {one_line(str(error))}") from None
     trainer.remove_callback(PrinterCallback)
     return trainer
 

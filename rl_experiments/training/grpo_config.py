@@ -12,8 +12,9 @@ from trl import GRPOConfig
 
 from rl_experiments.config.experiment import generation_steps
 from rl_experiments.config.schema import Config
-from rl_experiments.errors import UserError, did_you_mean, one_line
+from rl_experiments.errors import UserError, one_line
 from rl_experiments.models.policy import uses_vllm
+from rl_experiments.training.trl_settings import check_extra
 
 _NOT_TRL = {"extra", "target"}  # fields of `TrainerConfig` that are not settings of TRL
 
@@ -21,7 +22,7 @@ _NOT_TRL = {"extra", "target"}  # fields of `TrainerConfig` that are not setting
 def make_grpo_config(config: Config, checkpoints: Path) -> GRPOConfig:
     """Return TRL's arguments; `checkpoints` is the folder for `checkpoint-{step}`.
 
-    Raises a `UserError` if TRL does not know or does not accept a setting.
+    Raises a `UserError` if TRL does not know or does not accept a setting, or if it does nothing.
     """
     settings = {
         field.name: getattr(config.trainer, field.name)
@@ -35,11 +36,7 @@ def make_grpo_config(config: Config, checkpoints: Path) -> GRPOConfig:
     if uses_vllm(config):
         merge_accumulation_passes(settings)
     trl_names = {field.name for field in dataclasses.fields(GRPOConfig)}
-    for name in config.trainer.extra:
-        if name not in trl_names:
-            raise UserError(
-                f"trainer.extra.{name}: TRL has no such setting{did_you_mean(name, trl_names)}"
-            )
+    check_extra(config, trl_names)
     try:
         return GRPOConfig(
             output_dir=str(checkpoints),
