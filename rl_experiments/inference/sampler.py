@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +49,12 @@ class Engine(Protocol):
         """
 
     def sampler(
-        self, model: Any, *, eos_token_id: int, max_new_tokens: int, temperature: float
+        self,
+        model: Any,
+        *,
+        eos_token_id: int | Collection[int],
+        max_new_tokens: int,
+        temperature: float,
     ) -> Sampler:
         """Return a sampler that plays `model` with this engine."""
 
@@ -80,3 +85,8 @@ class Sampler(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the latest rollout, by the names under which they are logged."""
+
+
+def end_ids(eos_token_id: int | Collection[int]) -> list[int]:
+    """Return the tokens that end a reply as a list; one token may be given by itself."""
+    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from rl_experiments.inference.sampler import Completion, Engine, Request
+from rl_experiments.inference.sampler import Completion, Engine, Request, end_ids
 
 _MIN_SHARED_TOKENS = 8  # below it, a pass of its own for the beginning is not worth it
 
@@ -40,7 +40,7 @@ class TransformersSampler:
         self._pending: list[Request] = []
         self._policy_version: int | None = None
         self._seconds = 0.0  # spent on the latest rollout
-        ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+        ends = end_ids(eos_token_id)
         self._config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,  # the logits processor draws the token

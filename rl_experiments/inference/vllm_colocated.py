@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.inference import weight_sync
-from rl_experiments.inference.sampler import Completion, Request
+from rl_experiments.inference.sampler import Completion, Request, end_ids
 from rl_experiments.network import LOOPBACK, free_port
 
 
@@ -163,7 +163,7 @@ class VllmSampler:
         engine: VllmEngine,
         model: Any,
         *,
-        eos_token_id: int,
+        eos_token_id: int | Collection[int],
         max_new_tokens: int,
         temperature: float,
     ) -> None:
@@ -178,7 +178,7 @@ class VllmSampler:
             max_tokens=max_new_tokens,
             temperature=temperature,
             logprobs=0,  # of the drawn token alone
-            stop_token_ids=[eos_token_id],
+            stop_token_ids=end_ids(eos_token_id),
             flat_logprobs=True,
             detokenize=False,
             skip_clone=True,

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import one_line
 from rl_experiments.inference import vllm_process
-from rl_experiments.inference.sampler import Completion, Request
+from rl_experiments.inference.sampler import Completion, Request, end_ids
 from rl_experiments.inference.vllm_process import VllmProcess, serve_environment, serve_options
 from rl_experiments.inference.weight_sync import merged_weights
 from rl_experiments.network import LOOPBACK, free_port
@@ -244,7 +244,7 @@ class ServerSampler:
         engine: VllmServer,
         model: Any,
         *,
-        eos_token_id: int,
+        eos_token_id: int | Collection[int],
         max_new_tokens: int,
         temperature: float,
     ) -> None:
@@ -253,7 +253,7 @@ class ServerSampler:
         self._settings = {
             "max_tokens": max_new_tokens,
             "temperature": temperature,
-            "stop_token_ids": [eos_token_id],
+            "stop_token_ids": end_ids(eos_token_id),
             "logprobs": 0,  # of the drawn token alone
             "return_token_ids": True,
             "skip_special_tokens": False,

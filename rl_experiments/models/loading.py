@@ -16,7 +16,12 @@ import torch
 import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from environments import Environment
@@ -108,6 +113,16 @@ def base_model_folder(path: str) -> str:
     if Path(path).is_dir():
         return path
     return str(Path(cached_file(path, MODEL_CONFIG_FILE)).parent)
+
+
+def generation_eos(path: str) -> int | list[int] | None:
+    """Return the `eos_token_id` of a model's `generation_config.json`; None without that file."""
+    try:
+        config = GenerationConfig.from_pretrained(base_model_folder(path))
+    except OSError:
+        return None
+    eos: int | list[int] | None = config.eos_token_id
+    return eos
 
 
 def merged_model_folder(path: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> str:

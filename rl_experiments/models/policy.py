@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rl_experiments.inference.vllm_colocated import VllmEngine
 from rl_experiments.models.adapters import adapted_note
 from rl_experiments.models.loading import (
     base_model_folder,
+    generation_eos,
     load_model,
     lora_config,
     merged_model_folder,
@@ -32,7 +34,7 @@ from rl_experiments.models.memory import MemoryPlan, plan_memory
 from rl_experiments.models.memory_needs import BYTES_PER_GIB, ModelDims
 from rl_experiments.models.tiny import best_device
 from rl_experiments.paths import VLLM_LOG_FILE
-from rl_experiments.rollout.renderer import RendererCache
+from rl_experiments.rollout.renderer import RendererCache, end_of_turn
 from rl_experiments.rollout.runner import RolloutRunner
 
 _ERROR_CHARACTERS_SHOWN = 300
@@ -49,13 +51,24 @@ class Policy:
     memory_plan: MemoryPlan | None = None  # None without vLLM
     notes: tuple[str, ...] = ()  # for the user: what was chosen, which settings have no effect
 
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """The tokens that end a reply: the model's, the tokenizer's and the chat template's."""
+        if self.model is not None:
+            of_model = self.model.generation_config.eos_token_id
+        else:
+            of_model = generation_eos(self.path)
+        ids = of_model if isinstance(of_model, list) else [of_model]
+        ends = [self.tokenizer.eos_token_id, end_of_turn(self.tokenizer), *ids]
+        return list(dict.fromkeys(end for end in ends if end is not None))
+
     def rollout(
         self, config: Config, environment: Environment, *, temperature: float, model: Any = None
     ) -> RolloutRunner:
         """Return a runner that plays this policy, or `model` where training has wrapped it."""
         played = model or self.model
         settings: dict[str, Any] = {
-            "eos_token_id": self.tokenizer.eos_token_id,
+            "eos_token_id": self.end_ids,
             "max_new_tokens": config.trainer.max_completion_length,
             "temperature": temperature,
         }
@@ -67,7 +80,7 @@ class Policy:
             sampler = TransformersSampler(played, pad_token_id=pad_token_id, **settings)
         return RolloutRunner(
             environment=environment,
-            renderers=RendererCache(self.tokenizer),
+            renderers=RendererCache(self.tokenizer, end_ids=self.end_ids),
             sampler=sampler,
             max_new_tokens=config.trainer.max_completion_length,
             max_length=config.model.max_length,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -28,25 +28,32 @@ class ChatTurn:
 class _Segments(NamedTuple):
     """The template's tokens around an observation that follows a reply."""
 
-    before: list[int]  # the observation, if the reply ended with EOS
+    before: list[int]  # the observation, if the reply ended with the token that ends its turn
     before_after_cut: list[int]  # the observation, if the reply was cut off: closes it first
+    end: int | None  # the token that ends a reply's turn, if the template has one
     after: list[int]  # the observation; the next reply begins here
 
 
 @dataclass
 class Renderer:
-    """The chat format of a tokenizer for one system prompt and set of tools."""
+    """The chat format of a tokenizer for one system prompt and set of tools.
+
+    A reply ends with any of `end_ids`, the tokenizer's EOS or the template's own end of a turn. In
+    the history stands the template's.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     system_prompt: str = ""
     tools: list[dict[str, Any]] | None = None
+    end_ids: Collection[int] = ()
     _segments: dict[str, _Segments] = field(default_factory=dict)  # by role of the observation
 
     def __post_init__(self) -> None:
         head, tail = self._render([{"role": "user", "content": _FIRST}]).split(_FIRST)
         self._head, self._tail = self._encode(head), self._encode(tail)
         # Looking these up costs a microsecond, and a prompt may walk through hundreds of turns.
-        self._eos = self.tokenizer.eos_token_id
+        self._end_ids = frozenset([*self.end_ids, self.tokenizer.eos_token_id])
+        self._special_ids = _special_ids(self.tokenizer)
         self._backend = getattr(self.tokenizer, "backend_tokenizer", None)  # slow ones have none
         # An observation is part of the prompt of every turn that still shows it. The cache holds
         # dozens of whole episodes where the full history is shown.
@@ -76,7 +83,20 @@ class Renderer:
 
     def reply_ids(self, text: str) -> list[int]:
         """Return the tokens of a finished reply with this text."""
-        return [*self.encode_text(text), self._eos]
+        end = self.end_of_turn()
+        return [*self.encode_text(text), self.tokenizer.eos_token_id if end is None else end]
+
+    def end_of_turn(self) -> int | None:
+        """Return the token with which the chat template ends a reply; None if it has none.
+
+        A template that cannot write a reply, as of models that only ever answer once, has none.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return (self._segments.get("user") or self._segments_of("user")).end
+        except (IndexError, ValueError, TemplateError):
+            return None
 
     def reply_text(self, reply_ids: Sequence[int]) -> str:
         """Return the text of a reply, without special tokens."""
@@ -86,9 +106,16 @@ class Renderer:
         """Append the reply of the turn before and the observation of `turn` to a prompt."""
         reply_ids = before.reply_ids
         segments = self._segments.get(turn.role) or self._segments_of(turn.role)
-        is_closed = reply_ids and reply_ids[-1] == self._eos
-        ids += reply_ids
-        ids += segments.before if is_closed else segments.before_after_cut
+        last = reply_ids[-1] if reply_ids else None
+        if last is not None and last == segments.end:
+            ids += reply_ids
+            ids += segments.before
+        elif segments.end is not None and last in self._end_ids:
+            ids += reply_ids[:-1]  # ended, but not as the template ends a turn
+            ids += segments.before_after_cut
+        else:
+            ids += reply_ids
+            ids += segments.before_after_cut
         ids += self._encode_text(turn.observation)
         ids += segments.after
 
@@ -100,8 +127,11 @@ class Renderer:
         ]
         before_text, after_text = self._render(messages).split(_REPLY)[1].split(_NEXT)
         closing = self._encode(before_text)
-        before = closing[closing.index(self._eos) + 1 :] if self._eos in closing else closing
-        self._segments[role] = _Segments(before, closing, self._encode(after_text))
+        # What the template writes first after a reply ends its turn, if only it writes this token.
+        place = next((i for i, each in enumerate(closing) if each in self._special_ids), None)
+        end = None if place is None else closing[place]
+        before = closing if place is None else closing[place + 1 :]
+        self._segments[role] = _Segments(before, closing, end, self._encode(after_text))
         return self._segments[role]
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
@@ -131,14 +161,33 @@ class Renderer:
 
 
 class RendererCache:
-    """The renderers of one tokenizer: each episode may have its own system prompt and tools."""
+    """The renderers of one tokenizer: each episode may have its own system prompt and tools.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    `end_ids` are the tokens that end a reply, beside the tokenizer's and the template's.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, end_ids: Collection[int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
+        self.end_ids = end_ids
         self._renderers = lru_cache(maxsize=64)(self._new)
 
     def get(self, system_prompt: str, tools: list[dict[str, Any]] | None) -> Renderer:
         return self._renderers(system_prompt, json.dumps(tools))
 
     def _new(self, system_prompt: str, tools: str) -> Renderer:
-        return Renderer(self.tokenizer, system_prompt, json.loads(tools))
+        return Renderer(
+            self.tokenizer, system_prompt, json.loads(tools), end_ids=tuple(self.end_ids)
+        )
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token with which the chat template ends a reply; None if it has no such token."""
+    return Renderer(tokenizer).end_of_turn()
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that text cannot be: special ones, and others that were added."""
+    added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return frozenset([*tokenizer.all_special_ids, *added])
