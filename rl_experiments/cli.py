@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from rl_experiments.commands.job import user_message
 from rl_experiments.completion import complete_words
+from rl_experiments.config.credentials import refuse_credentials
 from rl_experiments.config.habits import (
     OPTIONS_WITH_VALUE,
     refuse_stray_words,
@@ -137,6 +138,10 @@ def main() -> None:
     except UserError as error:
         _exit_with(str(error))
     overrides = [expand_shorthand(override) for override in overrides]
+    try:
+        refuse_credentials(override_texts(overrides))
+    except UserError as error:
+        _exit_with(str(error))
     register()
     register_search_path(overrides)
     OmegaConf.register_new_resolver("verbs", _help_of_verbs, replace=True)

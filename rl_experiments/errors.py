@@ -14,8 +14,11 @@ _MAX_LISTED_CHOICES = 25
 class UserError(CompactHydraException):
     """A mistake in the settings or a condition outside the program.
 
-    The message is shown as one line, without a traceback.
+    The message is shown as one line, without a traceback; addresses in it lose their passwords.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_credentials(message))
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -32,6 +35,15 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     if 0 < len(choices) <= _MAX_LISTED_CHOICES:
         return f" (choose from: {', '.join(choices)})"
     return ""
+
+
+def without_credentials(text: str) -> str:
+    """Return the text with the user and the password of each address in it replaced by `***`.
+
+    >>> without_credentials("http://me:secret@host/v1")
+    'http://***@host/v1'
+    """
+    return re.sub(r"(?<=://)[^/\s?#@]+@", "***@", text)
 
 
 def one_line(text: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from environments import Environment
 from rl_experiments.checkpoints.resolve import is_url, locate
+from rl_experiments.config.credentials import refuse_credentials
 from rl_experiments.config.environment import build_environment
 from rl_experiments.config.experiment import Experiment
 from rl_experiments.config.schema import Config
@@ -43,6 +45,7 @@ def check(cfg: DictConfig) -> Experiment:
     Raises a `UserError` that names the first setting that is wrong. The launcher calls this for
     every job before it starts the first one, and each job calls it once more.
     """
+    refuse_credentials(_plain_settings(cfg))
     config = typed_config(cfg)
     check_resume(cfg)
     environment = build_environment(config.env)
@@ -59,6 +62,13 @@ def check(cfg: DictConfig) -> Experiment:
     if config.policies or is_api_model(config):
         resolve_policies(config, environment, elsewhere=runs_on_modal)
     return Experiment(config, environment)
+
+
+def _plain_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings with their interpolations, which stand for what may be secret."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
 def _check_scripted_policy(config: Config, environment: Environment) -> None:

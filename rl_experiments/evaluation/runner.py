@@ -14,6 +14,7 @@ from rich.table import Table
 
 from environments import Environment, evaluation_seed
 from rl_experiments import distributed
+from rl_experiments.errors import without_credentials
 from rl_experiments.evaluation import tables
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.inference.api_client import ApiClient
@@ -111,7 +112,7 @@ class Evaluation:
                 on_end=keep,
             )
 
-        version = f"{client.model} at {client.config.base_url}"
+        version = without_credentials(f"{client.model} at {client.config.base_url}")
         return self._evaluate(name, version, play_episodes, progress)
 
     @property

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra_modal_jobs import is_secret_name
 from omegaconf import OmegaConf
 
+from rl_experiments.config.environment import environment_class
+from rl_experiments.config.schema import Config
+from rl_experiments.errors import UserError
 from rl_experiments.paths import (
     EVALUATION_FILE,
     EVALUATION_FOLDER,
@@ -25,6 +29,9 @@ HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # regular expression of OWN
 _HUB_LICENSES = ("apache-2.0", "mit", "cc-by-nc-4.0")  # others go by `license_name` on the hub
 _SHOWN_SETTINGS = (
     *("seed", "num_examples", "env", "model", "sampler", "trainer", "reward", "evaluation"),
+)
+_SHOWN_OF_MODEL = (
+    *("name", "path", "scratch", "dtype", "attn_implementation", "max_length", "lora", "license"),
 )
 _DATA_SETTINGS = ("data", "evaluation_data", "words", "held_out")  # of environments with data
 _SHOWN_METRICS = ("step", "reward", "win_rate", "eval/reward", "eval/win_rate")
@@ -71,11 +78,13 @@ def model_card(checkpoint: Path, step: int, cfg: Any, *, base: str | None, name:
     """
     # Interpolations are kept, because what they stand for may be secret.
     config: Any = OmegaConf.to_container(cfg)
-    settings = {key: _public(config[key]) for key in _SHOWN_SETTINGS if key in config}
+    settings = _shown_settings(config)
     env = settings["env"]
     record = json.loads((checkpoint / RECORDS_FOLDER / RUN_FILE).read_text())
     metrics = _last_metrics(checkpoint)
-    data = ", ".join(f"{key} `{env[key]}`" for key in _DATA_SETTINGS if env.get(key) is not None)
+    data = ", ".join(
+        f"{key} `{env[key]}`" for key in _DATA_SETTINGS if env.get(key) not in (None, "left out")
+    )
     front_matter, origin = _origin(config, base)
     versions = {"python": record["python"], **record["packages"]}
     return _TEMPLATE.format(
@@ -159,15 +168,63 @@ def _cell(estimate: Mapping[str, float] | None) -> str:
     return "{value:.3f} ({low:.3f} to {high:.3f})".format(**estimate) if estimate else "-"
 
 
-def _public(value: Any, name: str = "") -> Any:
-    """Return a setting without secrets and without the folders of this machine."""
+def _shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the card lists: those that the schema names, in short.
+
+    Strings of settings that it does not name may be anything, so they are left out.
+    """
+    schema = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert isinstance(schema, dict)
+    shown = {key: _known(config[key], schema[key]) for key in _SHOWN_SETTINGS if key in config}
+    shown["model"] = {key: item for key, item in shown["model"].items() if key in _SHOWN_OF_MODEL}
+    env = config["env"]
+    known = _fields_of_our_environments(env["_target_"])
+    shown["env"] = {
+        key: _short(item) if key in ("name", "_target_", *known) else _without_strings(item)
+        for key, item in env.items()
+        if not is_secret_name(str(key).upper())
+    }
+    return shown
+
+
+def _known(value: Any, schema: Any) -> Any:
+    """Return the part of a setting that the schema has; of a free one, what is no string."""
+    if not isinstance(value, dict):
+        return _short(value)
+    if not schema:
+        return _without_strings(value)
+    return {key: _known(item, schema[key]) for key, item in value.items() if key in schema}
+
+
+def _without_strings(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _public(item, str(key)) for key, item in value.items()}
+        return {key: _without_strings(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_public(item, name) for item in value]
-    is_interpolation = isinstance(value, str) and "${" in value
-    if not isinstance(value, str) or is_interpolation:
-        return value
-    if is_secret_name(name.upper()):
-        return "left out"
-    return Path(value).name if Path(value).is_absolute() else value
+        return [_without_strings(item) for item in value]
+    return "left out" if isinstance(value, str) and "${" not in value else value
+
+
+def _short(value: Any) -> Any:
+    """Return a setting without the folders of this machine."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    is_plain = isinstance(value, str) and "${" not in value
+    is_path = is_plain and (value.startswith(("/", "~", ".")) or "://" in value or "\\" in value)
+    is_file = is_plain and "/" in value and (bool(Path(value).suffix) or Path(value).exists())
+    return Path(value).name if is_path or (is_file and not _is_model_name(value)) else value
+
+
+def _is_model_name(value: str) -> bool:
+    return re.fullmatch(HUB_NAME, value) is not None and not Path(value).exists()
+
+
+def _fields_of_our_environments(target: str) -> list[str]:
+    """Return the settings of an environment of this project; none of one from elsewhere."""
+    if not target.startswith("environments."):
+        return []
+    try:
+        return [field.name for field in fields(environment_class(target))]
+    except UserError:
+        return []

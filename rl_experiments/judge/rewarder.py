@@ -18,7 +18,7 @@ from typing import Any
 from environments import End
 from rl_experiments import distributed
 from rl_experiments.config.schema import Config, Credit, JudgeConfig, OnBudget, RulerConfig
-from rl_experiments.errors import UserError
+from rl_experiments.errors import UserError, without_credentials
 from rl_experiments.inference.api_budget import BudgetSpent
 from rl_experiments.inference.api_client import ApiClient, api_key
 from rl_experiments.judge.prompt import build_prompt
@@ -221,7 +221,7 @@ def open_judge(
         yield None
         return
     share = f"{ruler.weight:.0%} of the reward"
-    say(f"Judge: {settings.model} at {settings.base_url}, {share}")
+    say(without_credentials(f"Judge: {settings.model} at {settings.base_url}, {share}"))
     judge = Judge(settings, ruler, rubric=rubric, folder=judge_folder)
     try:
         if distributed.is_first():
