@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -34,6 +37,8 @@ WANDB_FOLDER = "wandb"  # what W&B writes, among it the files of offline runs
 VLLM_LOG_FILE = "vllm.log"  # the output of `vllm serve`
 WRITER_LOCK_FILE = ".lock"  # locked by the one process that may write the run
 
+_MAX_STEM = 100  # bytes; file systems take 255
+
 # In a checkpoint's folder. The weights' files have the names that transformers and peft give them.
 MANIFEST_FILE = "manifest.json"  # size and SHA-256 of every file; written last, so it is complete
 RECORDS_FOLDER = "run"  # copies of the run's records: a checkpoint alone suffices to go on
@@ -48,6 +53,21 @@ def checkpoint_name(step: int | str) -> str:
     The Trainer of transformers prescribes it.
     """
     return f"checkpoint-{step}"
+
+
+def policy_file_stem(name: str, others: Sequence[str] = ()) -> str:
+    """Return what the names of a policy's files in evaluation/ begin with.
+
+    It is the name with all that is unfit for a file replaced. A mark follows where that is the one
+    of a policy among `others`, which come before it, or of a file of another kind.
+    """
+    stem = re.sub(r"[^\w.+-]+", "_", name)
+    stems_before = {re.sub(r"[^\w.+-]+", "_", other).casefold() for other in others}
+    is_reserved = re.search(r"^seconds$|\.replies(-\d+)?$", stem.casefold()) is not None
+    if stem.casefold() not in stems_before and not is_reserved and len(stem.encode()) <= _MAX_STEM:
+        return stem
+    short = stem.encode()[:_MAX_STEM].decode(errors="ignore")
+    return f"{short}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def policy_episodes_file(name: str) -> str:

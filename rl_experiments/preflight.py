@@ -93,7 +93,7 @@ def _refuse_local_files(config: Config) -> None:
         # Without a suffix it may be a word that happens to be the name of a folder here.
         if isinstance(value, str) and Path(value).suffix:
             paths[f"env.{key}"] = value
-    paths["policies"] = next((word for word in config.policies if Path(word).is_dir()), None)
+    paths["policies"] = next((word for word in config.policies if os.path.isdir(word)), None)
     for name, path in paths.items():
         if path and Path(path).exists():
             raise UserError(

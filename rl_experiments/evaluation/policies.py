@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def _resolve(
     policy_config = deepcopy(config)
     if is_url(name) or (elsewhere and name.startswith("/")):
         policy_config.checkpoint.path = name
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):  # which takes a name that is too long for a path as well
         policy_config.checkpoint.path = str(locate(name))
     elif name in model_files:
         policy_config.checkpoint.path = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,12 @@ from rl_experiments.errors import without_credentials
 from rl_experiments.evaluation import tables
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.inference.api_client import ApiClient
-from rl_experiments.paths import SECONDS_FILE, policy_episodes_file, policy_replies_file
+from rl_experiments.paths import (
+    SECONDS_FILE,
+    policy_episodes_file,
+    policy_file_stem,
+    policy_replies_file,
+)
 from rl_experiments.rollout.api_episodes import play as play_api_episodes
 from rl_experiments.rollout.episode import play_scripted
 from rl_experiments.rollout.runner import RolloutRunner
@@ -122,7 +126,7 @@ class Evaluation:
 
     def api_journal(self, name: str) -> Path:
         """Return the file in which this process keeps the answers of an API model."""
-        return self.folder / policy_replies_file(_file_stem(name), distributed.rank())
+        return self.folder / policy_replies_file(self._stem(name), distributed.rank())
 
     def save(self) -> None:
         """Write the results as JSON, beside the folder of episodes and with its name."""
@@ -154,12 +158,17 @@ class Evaluation:
         )
         return [table for table in candidates if table]
 
+    def _stem(self, name: str) -> str:
+        """Return what the names of a policy's files begin with, which no other policy has."""
+        names = [*self.environment.baselines, *self.compared]
+        return policy_file_stem(name, names[: names.index(name)] if name in names else names)
+
     def _seconds_played(self) -> dict[str, float]:
         """Seconds each policy has played, summed over all attempts."""
         by_file: dict[str, float] = {}
         for record in read_json_lines(self.folder / SECONDS_FILE):
             by_file[record["file"]] = by_file.get(record["file"], 0.0) + record["seconds"]
-        files = {name: policy_episodes_file(_file_stem(name)) for name in self.results}
+        files = {name: policy_episodes_file(self._stem(name)) for name in self.results}
         return {name: by_file[file] for name, file in files.items() if file in by_file}
 
     def _comparisons(self) -> list[tuple[str, str]]:
@@ -181,7 +190,7 @@ class Evaluation:
         Each process plays a share of them and appends whole lines to the one file. Episodes that
         failed in an earlier attempt are played again.
         """
-        file = self.folder / policy_episodes_file(_file_stem(name))
+        file = self.folder / policy_episodes_file(self._stem(name))
         wanted = set(self.specs)
 
         def counts(record: Mapping[str, Any]) -> bool:
@@ -230,11 +239,6 @@ class Evaluation:
                     seconds = round(time.monotonic() - started, 3)
                     record = {"file": file.name, "seconds": seconds}
                     append_json_lines(self.folder / SECONDS_FILE, [record])
-
-
-def _file_stem(policy: str) -> str:
-    """Return the policy's name with all that is unfit for a file name replaced."""
-    return re.sub(r"[^\w.+-]+", "_", policy)
 
 
 def _spec(record: Mapping[str, Any]) -> EpisodeSpec:
