@@ -52,7 +52,7 @@ def test_a_setting_without_effect_is_refused(setting: str, tmp_path: Path) -> No
         ("delta=1.5", ["trainer.loss_type=dr_grpo"]),
         ("sapo_temperature_pos=1.5", ["trainer.loss_type=sapo"]),
         ("vespo_k_neg=2.5", ["trainer.loss_type=vespo"]),
-        ("use_bias_correction_kl=true", ["trainer.beta=0.1"]),
+        ("use_bias_correction_kl=false", ["trainer.beta=0.1"]),
         ("sync_ref_model=true", ["trainer.beta=0.1", "model.lora.enabled=false"]),
     ],
 )
