@@ -72,14 +72,17 @@ def test_the_card_names_the_base_and_no_secrets(run: Path, monkeypatch: pytest.M
         model__scratch=None,
         model__license="qwen-research",
         trainer__extra=extra,
+        env___target_="environments.wordle.Wordle",
         env__words="/home/me/words.txt",
+        env__address="https://me:pass-word@host/",
     )
     export([str(checkpoint), "--to", "out"])
     front, text = read_card(Path("out"))
     assert front["base_model"] == "Qwen/Qwen2.5-3B-Instruct"
     assert (front["license"], front["license_name"]) == ("other", "qwen-research")
     assert "hub_token: left out" in text and "note: ${oc.env:SOME_TOKEN}" in text
-    assert "other: [SOME_TOKEN]" in text
+    assert "other: left out" in text and "address: left out" in text
     assert "words: words.txt" in text and "Tasks come from data: words `words.txt`." in text
-    assert not re.search("hf_abc|a-value-of|/home/me|(?m:^ *checkpoint:|^ *budget:)", text)
+    secrets = "hf_abc|a-value-of|pass-word|/home/me"
+    assert not re.search(f"{secrets}|(?m:^ *checkpoint:|^ *budget:)", text)
     assert "came without its run's evaluation" in text
