@@ -49,7 +49,9 @@ class Claim:
             self._lock = self._acquire()
         except OSError as error:
             self._remove_made_folders()
-            raise LaunchRefused(f"{_shown(folder)}: {error.strerror or error}") from None
+            reason = error.strerror or error
+            remedy = "choose another folder with hydra.sweep.dir=..."
+            raise LaunchRefused(f"{_shown(folder)}: {reason}; {remedy}") from None
         self.was_used = any(path.name != CLAIM_FILE for path in folder.iterdir())
         # Hydra's sweepers write it before they call the launcher.
         self.will_write(folder / MULTIRUN_FILE)

@@ -316,8 +316,8 @@ def test_runs_that_is_a_file(program: Program, tmp_path: Path) -> None:
     done = program(*arguments)
     assert done.returncode == 1 and done.stdout == ""
     line = one_line(done.stderr)
-    assert "runs" in line and "hydra.sweep.dir=" in line and "resume=true" in line
-    elsewhere = program(*arguments, "hydra.sweep.dir=elsewhere", "resume=true")
+    assert "runs" in line and "hydra.sweep.dir=" in line
+    elsewhere = program(*arguments, "hydra.sweep.dir=elsewhere")
     assert elsewhere.returncode == 0, elsewhere.stderr
     assert (tmp_path / "elsewhere/0/evaluation.json").exists()
 
