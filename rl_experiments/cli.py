@@ -31,6 +31,7 @@ from rl_experiments.config.habits import (
 )
 from rl_experiments.config.hydra_private import fast_help
 from rl_experiments.config.overrides import expand_shorthand, override_texts
+from rl_experiments.config.played_environment import played_environment
 from rl_experiments.config.registration import register, register_search_path
 from rl_experiments.errors import UserError
 from rl_experiments.paths import CONF_DIR, RUNS
@@ -209,6 +210,8 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def _run_jobs(verb: str, overrides: list[str]) -> None:
     """Let Hydra compose the jobs and its launcher run them."""
+    if verb == "evaluate":
+        overrides = [*overrides, *played_environment(overrides)]
     # Options such as --help, --cfg and --shell-completion start no run, which would need a name.
     if not any(word.startswith("-") and word not in ("-m", "--multirun") for word in overrides):
         overrides = [*without_name(overrides), _name_override(verb, overrides)]

@@ -16,6 +16,7 @@ from rl_experiments.checkpoints.resolve import is_url, locate
 from rl_experiments.config.credentials import refuse_credentials
 from rl_experiments.config.environment import build_environment
 from rl_experiments.config.experiment import Experiment
+from rl_experiments.config.played_environment import played_environment
 from rl_experiments.config.schema import Config
 from rl_experiments.config.validate import check_settings, typed_config
 from rl_experiments.errors import UserError, did_you_mean
@@ -35,6 +36,7 @@ def compose_and_check(overrides: Sequence[str], *, example: str, **defaults: str
         raise UserError(f"only settings are taken here, such as {example}")
     overridden = {word.split("=")[0] for word in overrides}
     words = [f"{key}={value}" for key, value in defaults.items() if key not in overridden]
+    words += played_environment(overrides)
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
         return check(compose(config_name="config", overrides=[*overrides, *words]))
 

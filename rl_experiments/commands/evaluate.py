@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from rl_experiments import distributed
 from rl_experiments.commands.job import job
+from rl_experiments.config.environment import environment_name
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
+from rl_experiments.config.played_environment import environment_lines
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
 from rl_experiments.evaluation.results import PolicyResult
@@ -39,10 +41,17 @@ def _evaluate_all(policies: Sequence[EvaluatedPolicy], experiment: Experiment, r
     config, environment = experiment.config, experiment.environment
     distributed.initialize()
     evaluation = Evaluation(
-        run.evaluation, environment, config.num_examples, samples=config.evaluation.samples
+        run.evaluation,
+        environment,
+        config.num_examples,
+        samples=config.evaluation.samples,
+        environment_name=environment_name(config.env),
     )
     evaluation.compared = [policy.name for policy in policies]
     progress = Progress()
+    checkpoints = [policy.config.checkpoint.path for policy in policies]
+    for line in environment_lines(config, *filter(None, checkpoints)):
+        progress.print(line)
     try:
         if not config.policies and not config.policy:
             for name in environment.baselines:

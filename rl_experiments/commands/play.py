@@ -11,6 +11,7 @@ from rich.console import Console
 from environments import Environment, evaluation_seed
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
 from rl_experiments.config.overrides import override_texts
+from rl_experiments.config.played_environment import environment_lines
 from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
 from rl_experiments.evaluation.policies import is_api_model
@@ -32,6 +33,8 @@ def play(overrides: list[str]) -> None:
     names_a_model = not {"checkpoint.path", "model"}.isdisjoint(override_texts(overrides))
     is_by_hand = not experiment.config.policy and not names_a_model
     console = Console()
+    for line in environment_lines(experiment.config):
+        _print_text(console, line, style="dim")
     take_turn = _person(console) if is_by_hand else _policy(experiment, console)
     index = experiment.config.seed
     try:

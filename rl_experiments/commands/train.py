@@ -12,7 +12,9 @@ from omegaconf import DictConfig
 from rl_experiments import distributed
 from rl_experiments.checkpoints.local import latest_complete, step_of
 from rl_experiments.commands.job import job
+from rl_experiments.config.environment import environment_name
 from rl_experiments.config.experiment import Experiment, evaluation_temperature, model_choice
+from rl_experiments.config.played_environment import environment_lines
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError, one_line
 from rl_experiments.evaluation.plots import plot_learning_curve
@@ -56,6 +58,8 @@ def _train(
     config = experiment.config
     progress = Progress()
     progress.print(f"Model: {model_choice(config)}")
+    for line in environment_lines(config):
+        progress.print(line)
     evaluation: Evaluation | None = None
     try:
         with open_recorder(run, cfg, config, progress) as recorder:
@@ -164,6 +168,7 @@ class _GrpoRun:
             environment,
             self._config.num_examples,
             samples=self._config.evaluation.samples,
+            environment_name=environment_name(self._config.env),
         )
         for name in environment.baselines:
             evaluation.evaluate_scripted(name)

@@ -17,6 +17,19 @@ from rl_experiments.errors import UserError, did_you_mean, one_line
 FORMER_TARGETS = {
     "environments.adapters.gymnasium_text.GymnasiumText": "environments.adapters.GymnasiumText",
 }
+# Keys of `env` that are not settings of the class: its variant is shown, its settings make it one.
+_NO_SETTINGS = ("_target_", "name", "variant")
+
+
+def environment_name(env: Mapping[str, Any]) -> str:
+    """Return the name of the environment as tables show it, with its variant if it has one."""
+    name, variant = env.get("name"), env.get("variant")
+    return f"{name} (variant {name}_{variant})" if variant else str(name)
+
+
+def environment_settings(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that make the environment what it is, by their names."""
+    return {str(key): value for key, value in env.items() if key not in _NO_SETTINGS}
 
 
 def environment_class(target: str | None) -> type[Environment]:
@@ -43,7 +56,7 @@ def build_environment(env: Mapping[str, Any]) -> Environment:
     Raises a `UserError` for a setting that the class does not have or whose value it refuses.
     """
     cls = environment_class(env.get("_target_"))
-    settings = {key: value for key, value in env.items() if key not in ("_target_", "name")}
+    settings = environment_settings(env)
     known = [field.name for field in fields(cls)]
     for key in settings:
         if key not in known:

@@ -57,8 +57,10 @@ class Evaluation:
         *,
         first: int = 0,
         samples: int = 1,
+        environment_name: str = "",
     ) -> None:
         self.folder = folder
+        self.environment_name = environment_name  # with its variant, for tables and records
         self.environment = environment
         self.seeds = [evaluation_seed(index) for index in range(first, first + num_examples)]
         self.specs = [EpisodeSpec(seed, member) for seed in self.seeds for member in range(samples)]
@@ -134,6 +136,7 @@ class Evaluation:
             return
         summary: dict[str, Any] = {
             "format_version": _FORMAT_VERSION,
+            "environment": self.environment_name,
             "seeds": [self.seeds[0], self.seeds[-1]],
             "policies": [result.to_json() for result in self.results.values()],
         }
@@ -147,7 +150,12 @@ class Evaluation:
 
     def table(self) -> Table:
         """Return the table of all results and of the differences between them."""
-        return tables.main_table(self.results, self._comparisons(), seeds=len(self.seeds))
+        return tables.main_table(
+            self.results,
+            self._comparisons(),
+            seeds=len(self.seeds),
+            environment=self.environment_name,
+        )
 
     def details(self) -> list[Table]:
         """Return further tables: how the episodes went, pass@k, results by category."""

@@ -12,7 +12,11 @@ from rl_experiments.terminal.tables import new_table
 
 
 def main_table(
-    results: Mapping[str, PolicyResult], comparisons: Sequence[tuple[str, str]], *, seeds: int
+    results: Mapping[str, PolicyResult],
+    comparisons: Sequence[tuple[str, str]],
+    *,
+    seeds: int,
+    environment: str = "",
 ) -> Table:
     """Return win rate and reward of each policy, with the paired differences below.
 
@@ -20,7 +24,8 @@ def main_table(
     """
     tasks = max((result.n for result in results.values()), default=seeds)
     recur = "" if tasks == seeds else f" of {tasks} different tasks"
-    title = f"{seeds} unseen seeds{recur}, the same for every policy; 95 % intervals"
+    where = f"{environment}: " if environment else ""
+    title = f"{where}{seeds} unseen seeds{recur}, the same for every policy; 95 % intervals"
     table = new_table(title, "policy", "n", "win rate", "mean reward")
     compared = {name for pair in comparisons for name in pair}
     for name, result in results.items():

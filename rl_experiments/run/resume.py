@@ -20,6 +20,7 @@ from rl_experiments.paths import CONFIG_FILE, RUNS
 _MODEL_IDENTITY = ("base_url", "body")  # the settings that decide which model an API serves
 # The settings that do not touch what was computed. A group stands for all settings in it.
 CHANGEABLE_ON_RESUME = (
+    "env.variant",  # a name; earlier versions did not record it
     *("resume", "trainer.max_steps", "num_examples", "logger"),
     *("evaluation.batch_size", "checks", "budget", "vllm", "memory", "fit", "policies"),
     *(f"model.{each.name}" for each in fields(EndpointConfig) if each.name not in _MODEL_IDENTITY),

@@ -1,4 +1,4 @@
-"""The presets: what conf/preset/ENV_MODEL.yaml adds to the settings of an experiment."""
+"""Presets and variants: what conf/preset and conf/variant add for an environment and a model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from rl_experiments.config.environment import environment_name
 from rl_experiments.config.registration import register
 from rl_experiments.paths import CONF_DIR
 
-PRESETS = sorted(file.stem for file in (CONF_DIR / "preset").glob("*.yaml"))
+PRESETS = sorted(
+    f"{group}/{file.stem}"
+    for group in ("preset", "variant")
+    for file in (CONF_DIR / group).glob("*.yaml")
+    if file.stem != "plain"
+)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -22,15 +28,30 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_named_after_an_environment_and_a_model(preset: str) -> None:
-    environment = preset.removesuffix("_tiny")
+    name = preset.split("/")[1]
+    environment = name.removesuffix("_tiny")
     assert (CONF_DIR / f"env/{environment}.yaml").exists()
-    assert preset == f"{environment}_tiny" and (CONF_DIR / "model/tiny.yaml").exists()
+    assert name == f"{environment}_tiny" and (CONF_DIR / "model/tiny.yaml").exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_variant_has_a_name_and_a_preset_leaves_the_environment_alone(preset: str) -> None:
+    env = OmegaConf.select(OmegaConf.load(CONF_DIR / f"{preset}.yaml"), "env")
+    assert (env is not None) == preset.startswith("variant/")
+    if env is not None:
+        assert env.variant == "tiny"
+        name = preset.split("/")[1]
+        shown = composed(f"env={name.removesuffix('_tiny')}", "model=tiny").env
+        assert environment_name(shown) == f"{shown.name} (variant {name})"
 
 
 def test_a_preset_applies_to_its_environment_and_model_alone() -> None:
     assert composed("env=wordle", "model=tiny").env.words == "tiny"
     assert composed("env=wordle", "model=qwen2_5_0_5b").env.words == "english"
     assert composed("env=wordle", "model=tiny", "env.words=english").env.words == "english"
+    plain = composed("env=wordle", "model=tiny", "variant=plain")
+    assert plain.env == composed("env=wordle", "model=qwen2_5_0_5b").env
+    assert plain.reward.credit == composed("env=wordle", "model=tiny").reward.credit
 
 
 @pytest.mark.parametrize("group", ["preset", "tuned"])

@@ -1,0 +1,129 @@
+"""Which environment a verb plays that does not train: the plain one, or that of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from rl_experiments.config.diff import changed_settings
+from rl_experiments.config.environment import environment_name, environment_settings
+from rl_experiments.config.overrides import override_texts
+from rl_experiments.config.schema import Config
+from rl_experiments.paths import CONF_DIR, CONFIG_FILE
+
+_MAX_SHOWN_DIFFERENCES = 6
+
+
+def played_environment(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that make an evaluation play what the command line says.
+
+    Without `model=...` or `variant=...` it is the plain environment, not the easier variant that
+    the tiny model trains on. For `checkpoint=RUN` without `env=...` it is the run's own
+    environment, with its settings where no override sets them.
+    """
+    texts = override_texts(overrides)
+    if "variant" in texts:
+        return []
+    path = texts.get("checkpoint.path")
+    env = environment_of_run(path) if path and "env" not in texts else None
+    if env is None:
+        has_own_model = "model" in texts or texts.get("gpu", "local") != "local"
+        return [] if has_own_model else ["variant=plain"]
+    words = [f"env={env['name']}", "variant=plain"]
+    plain = _plain_environment(env["name"])
+    for key, value in env.items():
+        is_given = any(name == f"env.{key}" or name.startswith(f"env.{key}.") for name in texts)
+        is_plain = key in plain and plain[key] == value
+        if key not in ("name", "_target_") and not is_given and not is_plain:
+            words.append(f"++env.{key}={_as_override(value)}")
+    return words
+
+
+def _plain_environment(name: str) -> dict[str, Any]:
+    """Return the settings in conf/env; empty for an environment of another conf folder."""
+    file = CONF_DIR / "env" / f"{name}.yaml"
+    plain = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def environment_of_run(path: str) -> dict[str, Any] | None:
+    """Return the `env` settings of the run that a checkpoint or a run folder belongs to.
+
+    Returns None if they cannot be read: another machine has them, or the folder is of no run.
+    """
+    folder = Path(path)
+    if "://" in path or not folder.is_dir():
+        return None
+    folder = folder.absolute()
+    for candidate in (folder, folder / "0", *folder.parents[:2]):
+        if (candidate / CONFIG_FILE).is_file():
+            try:
+                config = OmegaConf.load(candidate / CONFIG_FILE)
+                env = OmegaConf.to_container(OmegaConf.select(config, "env"), resolve=False)
+            except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+                return None
+            if isinstance(env, dict) and "_target_" in env and "name" in env:
+                return {str(key): value for key, value in env.items()}
+    return None
+
+
+def difference_from_training(path: str, env: Mapping[str, Any]) -> str | None:
+    """Return a line on how an environment differs from that of a checkpoint's run, if it does."""
+    trained = environment_of_run(path)
+    if trained is None:
+        return None
+    if trained["name"] != env.get("name"):
+        return (
+            f"{path} was trained on {environment_name(trained)}; it plays {environment_name(env)}"
+        )
+    before, now = environment_settings(trained), environment_settings(env)
+    names = changed_settings(before, now)
+    if not names:
+        return None
+    shown = ", ".join(
+        f"env.{name}={_select(now, name)} (trained with {_select(before, name)})"
+        for name in names[:_MAX_SHOWN_DIFFERENCES]
+    )
+    more = len(names) - _MAX_SHOWN_DIFFERENCES
+    more_text = f" and {more} more" if more > 0 else ""
+    return f"{path} plays settings that differ from those of its training: {shown}{more_text}"
+
+
+def environment_lines(config: Config, *more_checkpoints: str) -> list[str]:
+    """Return the lines that say which environment is played, and how it differs from training.
+
+    The differences are those from the run of the checkpoint, and of further checkpoints.
+    """
+    checkpoints = [config.checkpoint.path, *more_checkpoints]
+    differences = [difference_from_training(path, config.env) for path in checkpoints if path]
+    line = f"Environment: {environment_name(config.env)}"
+    if config.env.get("variant"):
+        settings = environment_settings(config.env).items()
+        line += f": {' '.join(f'{key}={value}' for key, value in settings)}"
+    return [line, *filter(None, dict.fromkeys(differences))]
+
+
+def _select(settings: Mapping[str, Any], name: str) -> Any:
+    value: Any = settings
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _as_override(value: object) -> str:
+    """Write a plain value as Hydra's grammar of overrides reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_as_override(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_override, value)) + "]"
+    if isinstance(value, str):
+        escaped = value.replace('\\"', '\\\\"').replace('"', '\\"')
+        return f'"{escaped}"' if not value.endswith("\\") else f"'{value}'"
+    return json.dumps(value)

@@ -1,0 +1,119 @@
+"""Which environment is played without training: the plain one, or that of a checkpoint's run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from rl_experiments.commands.play import play
+from rl_experiments.config.overrides import expand_shorthand
+from rl_experiments.config.played_environment import difference_from_training, played_environment
+from rl_experiments.config.registration import register
+from rl_experiments.paths import CONF_DIR
+from rl_experiments.preflight import compose_and_check
+
+
+def composed(*overrides: str) -> DictConfig:
+    register()
+    words = [expand_shorthand(word) for word in overrides]
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        return compose("config", ["name=test", *words, *played_environment(words)])
+
+
+def plain(env: str) -> Any:
+    return OmegaConf.load(CONF_DIR / f"env/{env}.yaml")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a run folder of the tiny model on its variant of Wordle, with guesses of its own."""
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        config = compose("config", ["name=test", "env=wordle", "env.guesses=5"])
+    folder = tmp_path / "runs/r"
+    (folder / "0/checkpoints/checkpoint-8").mkdir(parents=True)
+    (folder / "0/config.yaml").write_text(OmegaConf.to_yaml(config))
+    return folder
+
+
+@pytest.mark.parametrize("env", ["wordle", "bfcl_single_turn", "game2048", "tool_test"])
+@pytest.mark.parametrize("more", ["policies=[random,qwen2_5_0_5b]", "policy=random", "seed=1"])
+def test_without_a_model_the_environment_is_the_plain_one(env: str, more: str) -> None:
+    assert composed(f"env={env}", more).env == plain(env)
+
+
+def test_the_variant_is_played_where_it_is_named() -> None:
+    variant = composed("env=wordle", "model=tiny").env
+    assert (variant.words, variant.variant) == ("tiny", "tiny")
+    assert composed("env=wordle", "variant=wordle_tiny", "policy=random").env == variant
+    assert composed("env=wordle", "variant=plain", "model=tiny").env == plain("wordle")
+    assert composed("env=wordle", "model=qwen2_5_0_5b").env == plain("wordle")
+
+
+def test_play_and_audit_compose_the_plain_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    register()
+    words = ["env=bfcl_single_turn", "policy=random"]
+    assert compose_and_check(words, example="", name="x").config.env == plain("bfcl_single_turn")
+    play(["env=game2048", "policy=random", "env.max_moves=1", "variant=game2048_tiny"])
+    assert "Environment: game2048 (variant game2048_tiny): " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["", "0", "0/checkpoints/checkpoint-8"])
+def test_a_checkpoint_plays_the_environment_of_its_run(run: Path, folder: str) -> None:
+    trained = OmegaConf.load(run / "0/config.yaml").env
+    path = str(run / folder)
+    env = composed(f"checkpoint={path}").env
+    assert env == trained and env.words == "tiny" and env.guesses == 5
+    assert difference_from_training(path, env) is None
+    assert composed(f"checkpoint={path}", "model=tiny").env == trained
+
+
+def test_what_the_command_line_says_goes_first_and_the_difference_is_shown(run: Path) -> None:
+    env = composed(f"checkpoint={run}", "env.guesses=3").env
+    assert env == {**OmegaConf.load(run / "0/config.yaml").env, "guesses": 3}
+    assert difference_from_training(str(run), env) == (
+        f"{run} plays settings that differ from those of its training: "
+        "env.guesses=3 (trained with 5)"
+    )
+    other = composed(f"checkpoint={run}", "env=game2048").env
+    assert other == plain("game2048")
+    assert difference_from_training(str(run), other) == (
+        f"{run} was trained on wordle (variant wordle_tiny); it plays game2048"
+    )
+    assert composed(f"checkpoint={run}", "env=wordle").env == plain("wordle")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            'it\'s "new"',
+            "a, b = {c}",
+            "back\\slash",
+            "ends\\",
+            "",
+            "null",
+            "1",
+            "\u00fcber",
+            " x ",
+        ),
+        *(["a", "b c"], [], {"min": 1, "names": ["x y"]}, None, True, 0.5, -3),
+    ],
+)
+def test_any_setting_of_a_run_reaches_its_evaluation(run: Path, value: Any) -> None:
+    config = OmegaConf.load(run / "0/config.yaml")
+    config.env.words = value
+    (run / "0/config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert composed(f"checkpoint={run}").env.words == value
+
+
+@pytest.mark.parametrize("content", ["", "env: 3", "env: {a: b}", "{", "[1]"])
+def test_a_folder_of_no_run_changes_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    assert composed(f"checkpoint={tmp_path}").env == plain("game2048")
