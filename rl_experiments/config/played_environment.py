@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def _as_override(value: object) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_as_override, value)) + "]"
     if isinstance(value, str):
-        escaped = value.replace('\\"', '\\\\"').replace('"', '\\"')
-        return f'"{escaped}"' if not value.endswith("\\") else f"'{value}'"
+        # Backslashes are doubled only before a quotation mark: there they would escape it.
+        escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+        return '"' + re.sub(r"(\\+)\Z", r"\1\1", escaped) + '"'
     return json.dumps(value)
