@@ -180,7 +180,9 @@ def _shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     env = config["env"]
     known = _fields_of_our_environments(env["_target_"])
     shown["env"] = {
-        key: _short(item) if key in ("name", "_target_", *known) else _without_strings(item)
+        key: _short(item)
+        if key in ("name", "_target_", "variant", *known)
+        else _without_strings(item)
         for key, item in env.items()
         if not is_secret_name(str(key).upper())
     }

@@ -297,12 +297,13 @@ def test_function_calls_pass() -> None:
 
 def test_the_verb_prints_a_table_and_fails_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     register()
-    audit(["env=wordle", "num_examples=40"])
+    audit(["env=wordle", "model=tiny", "num_examples=40"])
     shown = capsys.readouterr().out
     assert "name=wordle words=tiny" in shown and "no fault found" in shown
     assert re.search(r"oracle +40 +1\.700  1\.700 to 1\.700", shown)
     with pytest.raises(UserError, match=r"^env=wordle: 1 fault found$"):
-        audit(["env=wordle", "num_examples=40", "env.exact_weight=90", "env.partial_weight=90"])
+        weights = ["env.exact_weight=90", "env.partial_weight=90"]
+        audit(["env=wordle", "model=tiny", "num_examples=40", *weights])
     assert "a reward is too great: " in capsys.readouterr().out
     with pytest.raises(UserError, match="num_examples=5: audit needs at least 20"):
         audit(["num_examples=5"])
