@@ -31,9 +31,9 @@ from rl_experiments.config.habits import (
 )
 from rl_experiments.config.hydra_private import fast_help
 from rl_experiments.config.overrides import expand_shorthand, override_texts
-from rl_experiments.config.played_environment import played_environment
 from rl_experiments.config.registration import register, register_search_path
 from rl_experiments.errors import UserError
+from rl_experiments.evaluation.played_environment import played_environment
 from rl_experiments.paths import CONF_DIR, RUNS
 from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.text import printable

@@ -16,10 +16,10 @@ from rl_experiments.checkpoints.resolve import is_url, locate
 from rl_experiments.config.credentials import refuse_credentials
 from rl_experiments.config.environment import build_environment
 from rl_experiments.config.experiment import Experiment
-from rl_experiments.config.played_environment import played_environment
 from rl_experiments.config.schema import Config
 from rl_experiments.config.validate import check_settings, typed_config
 from rl_experiments.errors import UserError, did_you_mean
+from rl_experiments.evaluation.played_environment import played_environment
 from rl_experiments.evaluation.policies import is_api_model, resolve_policies
 from rl_experiments.inference.api_client import LOCAL_HOSTS
 from rl_experiments.paths import CONF_DIR

@@ -26,7 +26,13 @@ from rl_experiments.checkpoints.manifest import (
 )
 from rl_experiments.checkpoints.retention import RetentionPolicy
 from rl_experiments.errors import UserError
-from rl_experiments.paths import CHECKPOINTS_FOLDER, MANIFEST_FILE, checkpoint_name
+from rl_experiments.paths import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    RECORDS_FOLDER,
+    checkpoint_name,
+)
 from rl_experiments.storage.files import atomic_path, sha256_of, write_atomically
 from rl_experiments.storage.objects import ObjectInfo, ObjectStore
 
@@ -262,18 +268,11 @@ def download_weights(url: str, cache: Path) -> Path:
     What torch would unpickle, such as the optimizer's state, is left out: the weights suffice to
     play, and to begin another training. A copy in `cache` is used if it is still undamaged.
     """
-    above, _, last = url.rstrip("/").rpartition("/")
-    names_step = re.fullmatch(r"\d{6,}", last) is not None
-    root = above if names_step else url
-    objects = ObjectStore.open(
-        root, "", writes=False, setting="checkpoint", patience_seconds=_OPEN_SECONDS
-    )
-    store = CheckpointStore(objects)
+    root, only_step = _split_address(url)
+    store, steps = _open_address(root, only_step)
     address = f"{root} {os.environ.get('AWS_ENDPOINT_URL', '')}"
     into = cache / CHECKPOINTS_FOLDER / hashlib.sha256(address.encode()).hexdigest()[:16]
     remove_abandoned_downloads(into, older_than_seconds=_ABANDONED_SECONDS)
-    with objects.as_user_error():
-        steps = [int(last)] if names_step else store.steps()
     reason = "holds no checkpoint"
     for step in reversed(steps):
         try:
@@ -284,6 +283,40 @@ def download_weights(url: str, cache: Path) -> Path:
         except CorruptCheckpoint as damage:
             reason = f"step {step}: {damage}"
     raise UserError(f"checkpoint={url}: {reason}")
+
+
+def read_run_settings(url: str) -> str | None:
+    """Return the settings of the run whose checkpoint is at an address, as its YAML file has them.
+
+    Returns None if the checkpoint does not hold them. Raises a `UserError` if it cannot be read.
+    """
+    store, steps = _open_address(*_split_address(url))
+    for step in reversed(steps):
+        with store.objects.as_user_error():
+            try:
+                text = store.objects.read(f"{_folder_of(step)}/{RECORDS_FOLDER}/{CONFIG_FILE}")
+            except FileNotFoundError:
+                continue
+        return text.decode(errors="replace")
+    return None
+
+
+def _split_address(url: str) -> tuple[str, int | None]:
+    """Return the address of a run in a store, and the step if the address names one."""
+    above, _, last = url.rstrip("/").rpartition("/")
+    return (above, int(last)) if re.fullmatch(r"\d{6,}", last) else (url, None)
+
+
+def _open_address(root: str, only_step: int | None) -> tuple[CheckpointStore, list[int]]:
+    """Return the store at the address of a run, to read, and the steps that are asked for."""
+    objects = ObjectStore.open(
+        root, "", writes=False, setting="checkpoint", patience_seconds=_OPEN_SECONDS
+    )
+    store = CheckpointStore(objects)
+    if only_step is not None:
+        return store, [only_step]
+    with objects.as_user_error():
+        return store, store.steps()
 
 
 def remove_abandoned_downloads(folder: Path, *, older_than_seconds: float) -> None:

@@ -11,8 +11,8 @@ from rl_experiments import distributed
 from rl_experiments.commands.job import job
 from rl_experiments.config.environment import environment_name
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
-from rl_experiments.config.played_environment import environment_lines
 from rl_experiments.errors import UserError
+from rl_experiments.evaluation.played_environment import environment_lines
 from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.evaluation.runner import Evaluation

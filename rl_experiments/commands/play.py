@@ -11,9 +11,9 @@ from rich.console import Console
 from environments import Environment, evaluation_seed
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
 from rl_experiments.config.overrides import override_texts
-from rl_experiments.config.played_environment import environment_lines
 from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
+from rl_experiments.evaluation.played_environment import environment_lines
 from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.preflight import compose_and_check
 from rl_experiments.rollout.episode import Episode, take_scripted_turn

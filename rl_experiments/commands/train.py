@@ -14,9 +14,9 @@ from rl_experiments.checkpoints.local import latest_complete, step_of
 from rl_experiments.commands.job import job
 from rl_experiments.config.environment import environment_name
 from rl_experiments.config.experiment import Experiment, evaluation_temperature, model_choice
-from rl_experiments.config.played_environment import environment_lines
 from rl_experiments.config.schema import Config
 from rl_experiments.errors import UserError, one_line
+from rl_experiments.evaluation.played_environment import environment_lines
 from rl_experiments.evaluation.plots import plot_learning_curve
 from rl_experiments.evaluation.policies import is_api_model
 from rl_experiments.evaluation.results import PolicyResult

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rl_experiments.checkpoints.resolve import is_url
+from rl_experiments.checkpoints.store import read_run_settings
 from rl_experiments.config.diff import changed_settings
 from rl_experiments.config.environment import environment_name, environment_settings
 from rl_experiments.config.overrides import override_texts
 from rl_experiments.config.schema import Config
-from rl_experiments.paths import CONF_DIR, CONFIG_FILE
+from rl_experiments.paths import (
+    CHECKPOINTS_FOLDER,
+    CONF_DIR,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    RECORDS_FOLDER,
+)
 
 _MAX_SHOWN_DIFFERENCES = 6
 
@@ -57,29 +66,70 @@ def _plain_environment(name: str) -> dict[str, Any]:
 def environment_of_run(path: str) -> dict[str, Any] | None:
     """Return the `env` settings of the run that a checkpoint or a run folder belongs to.
 
-    Returns None if they cannot be read: another machine has them, or the folder is of no run.
+    Returns None if they are not known: another machine has them, the checkpoint does not hold
+    them, or the folder is of no run. Raises a `UserError` for a store that cannot be read.
     """
+    if is_url(path):
+        text = _settings_in_store(path)
+        return None if text is None else _environment_in(text)
     folder = Path(path)
-    if "://" in path or not folder.is_dir():
+    if not folder.is_dir():
         return None
     folder = folder.absolute()
-    for candidate in (folder, folder / "0", *folder.parents[:2]):
-        if (candidate / CONFIG_FILE).is_file():
-            try:
-                config = OmegaConf.load(candidate / CONFIG_FILE)
-                env = OmegaConf.to_container(OmegaConf.select(config, "env"), resolve=False)
-            except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-                return None
-            if isinstance(env, dict) and "_target_" in env and "name" in env:
-                return {str(key): value for key, value in env.items()}
+    for candidate in (folder / RECORDS_FOLDER, folder, folder / "0", *folder.parents[:2]):
+        file = candidate / CONFIG_FILE
+        if file.is_file():
+            env = _environment_in(file.read_text(errors="replace"))
+            if env is not None:
+                return env
     return None
+
+
+def _settings_in_store(url: str) -> str | None:
+    """Return the text of a run's settings in a store, read with the credentials of .env."""
+    from hydra_modal_jobs import read_dotenv
+
+    added = {name: value for name, value in read_dotenv(".env").items() if name.startswith("AWS_")}
+    before = dict(os.environ)
+    try:
+        os.environ.update({**added, **before})
+        return read_run_settings(url)
+    finally:
+        for name in added.keys() - before.keys():
+            del os.environ[name]
+
+
+def _environment_in(text: str) -> dict[str, Any] | None:
+    """Return the `env` settings in the YAML text of a run's settings; None if it has none."""
+    try:
+        env = OmegaConf.to_container(OmegaConf.select(OmegaConf.create(text), "env"), resolve=False)
+    except (ValueError, YAMLError, OmegaConfBaseException):
+        return None
+    if isinstance(env, dict) and "_target_" in env and _is_name(env.get("name")):
+        return {str(key): value for key, value in env.items()}
+    return None
+
+
+def _is_checkpoint(path: str) -> bool:
+    """Return whether it is a checkpoint or a run of this program, rather than a plain model."""
+    names = (MANIFEST_FILE, CHECKPOINTS_FOLDER, f"0/{CHECKPOINTS_FOLDER}")
+    return is_url(path) or any((Path(path) / name).exists() for name in names)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.+/-]+", value) is not None
 
 
 def difference_from_training(path: str, env: Mapping[str, Any]) -> str | None:
     """Return a line on how an environment differs from that of a checkpoint's run, if it does."""
     trained = environment_of_run(path)
     if trained is None:
-        return None
+        if not _is_checkpoint(path):
+            return None
+        return (
+            f"{path} does not say which environment it was trained on; it plays that of the "
+            "command line"
+        )
     if trained["name"] != env.get("name"):
         return (
             f"{path} was trained on {environment_name(trained)}; it plays {environment_name(env)}"

@@ -11,8 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from rl_experiments.commands.play import play
 from rl_experiments.config.overrides import expand_shorthand
-from rl_experiments.config.played_environment import difference_from_training, played_environment
 from rl_experiments.config.registration import register
+from rl_experiments.evaluation.played_environment import (
+    difference_from_training,
+    played_environment,
+)
 from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import compose_and_check
 
@@ -117,3 +120,25 @@ def test_any_setting_of_a_run_reaches_its_evaluation(run: Path, value: Any) -> N
 def test_a_folder_of_no_run_changes_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
     assert composed(f"checkpoint={tmp_path}").env == plain("game2048")
+
+
+def test_a_checkpoint_in_a_store_plays_the_environment_of_its_run(
+    run: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store/models/r-0/000008"
+    (store / "run").mkdir(parents=True)
+    (store / "manifest.json").write_text("{}")
+    for address in (store, store.parent):
+        url = f"file://{address}"
+        line = "does not say which environment it was trained on; it plays that of the command line"
+        assert composed(f"checkpoint={url}").env == plain("game2048")
+        assert difference_from_training(url, plain("game2048")) == f"{url} {line}"
+        (store / "run/config.yaml").write_text((run / "0/config.yaml").read_text())
+        trained = OmegaConf.load(run / "0/config.yaml").env
+        assert composed(f"checkpoint={url}").env == trained
+        assert difference_from_training(url, trained) is None
+        assert difference_from_training(url, {**trained, "guesses": 3}) == (
+            f"{url} plays settings that differ from those of its training: "
+            "env.guesses=3 (trained with 5)"
+        )
+        (store / "run/config.yaml").unlink()
