@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hydra_modal_jobs.backends.modal_volume import read_output
     from hydra_modal_jobs.bundle import git_state
     from hydra_modal_jobs.claim import claim_run, undo_all
     from hydra_modal_jobs.errors import JobFailed, LaunchRefused
@@ -23,6 +24,7 @@ __all__ = [
     "git_state",
     "is_secret_name",
     "read_dotenv",
+    "read_output",
     "resume",
     "runs",
     "undo_all",
@@ -36,6 +38,7 @@ _MODULES = {
     "git_state": "bundle",
     "is_secret_name": "secrets",
     "read_dotenv": "secrets",
+    "read_output": "backends.modal_volume",
     "resume": "run_commands",
     "runs": "run_commands",
     "undo_all": "claim",

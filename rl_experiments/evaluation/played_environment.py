@@ -6,9 +6,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -19,6 +23,7 @@ from rl_experiments.config.diff import changed_settings
 from rl_experiments.config.environment import environment_name, environment_settings
 from rl_experiments.config.overrides import override_texts
 from rl_experiments.config.schema import Config
+from rl_experiments.errors import UserError
 from rl_experiments.paths import (
     CHECKPOINTS_FOLDER,
     CONF_DIR,
@@ -34,17 +39,59 @@ def played_environment(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that make an evaluation play what the command line says.
 
     Without `model=...` or `variant=...` it is the plain environment, not the easier variant that
-    the tiny model trains on. For `checkpoint=RUN` without `env=...` it is the run's own
-    environment, with its settings where no override sets them.
+    the tiny model trains on. For `checkpoint=RUN`, or a run among `policies`, without `env=...` it
+    is the run's own environment, with its settings where no override sets them. Raises a
+    `UserError` if several runs differ in that, or if the settings of one cannot be read.
     """
     texts = override_texts(overrides)
     if "variant" in texts:
         return []
-    path = texts.get("checkpoint.path")
-    env = environment_of_run(path) if path and "env" not in texts else None
-    if env is None:
-        has_own_model = "model" in texts or texts.get("gpu", "local") != "local"
-        return [] if has_own_model else ["variant=plain"]
+    is_local = texts.get("gpu", "local") == "local"
+    words: dict[str, list[str]] = {}  # by checkpoint
+    for path in [] if "env" in texts else _checkpoints(overrides):
+        env = environment_of_run(path)
+        if env is None and not is_local:
+            env = _environment_on_volume(path, overrides)
+        if env is not None:
+            words[path] = _environment_words(env, texts)
+    if not words:
+        return [] if "model" in texts or not is_local else ["variant=plain"]
+    (first, result), *others = words.items()
+    for path, differing in others:
+        if differing != result:
+            raise UserError(
+                f"{first} and {path} were trained on environments that differ "
+                f"({result[0]}, {differing[0]}); name the one to judge them on with env=..."
+            )
+    return result
+
+
+def _checkpoints(overrides: Sequence[str]) -> list[str]:
+    """Return the checkpoints that `checkpoint=...` names; without it, those that `policies` may."""
+    parser = OverridesParser.create()
+    values: dict[str, list[Any]] = {}
+    for word in overrides:
+        with suppress(HydraException):
+            override = parser.parse_override(word)
+            is_sweep = override.is_sweep_override()
+            choices = list(override.sweep_iterator()) if is_sweep else [override.value()]
+            values[override.key_or_group] = choices
+    paths = [path for path in values.get("checkpoint.path", []) if path]
+    if not paths:
+        paths = [name for names in values.get("policies", []) for name in _as_list(names)]
+    return [
+        path
+        for path in map(str, paths)
+        if is_url(path) or os.path.isabs(path) or os.path.isdir(path)
+    ]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _environment_words(env: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
+    """Return the overrides that make an environment, besides those that are given."""
     words = [f"env={env['name']}", "variant=plain"]
     plain = _plain_environment(env["name"])
     for key, value in env.items():
@@ -75,13 +122,40 @@ def environment_of_run(path: str) -> dict[str, Any] | None:
     folder = Path(path)
     if not folder.is_dir():
         return None
-    folder = folder.absolute()
-    for candidate in (folder / RECORDS_FOLDER, folder, folder / "0", *folder.parents[:2]):
-        file = candidate / CONFIG_FILE
-        if file.is_file():
-            env = _environment_in(file.read_text(errors="replace"))
-            if env is not None:
-                return env
+    for file in map(Path, _settings_files(folder.absolute())):
+        env = _environment_in(file.read_text(errors="replace")) if file.is_file() else None
+        if env is not None:
+            return env
+    return None
+
+
+def _settings_files(folder: PurePath) -> list[PurePath]:
+    """Return where the settings of the run may be of which a folder is, or is a part."""
+    folders = (folder / RECORDS_FOLDER, folder, folder / "0", *folder.parents[:2])
+    return [candidate / CONFIG_FILE for candidate in folders]
+
+
+def _environment_on_volume(path: str, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return the `env` settings of a run on the outputs volume that the jobs of a launch see.
+
+    Raises a `UserError` if the volume cannot be read.
+    """
+    from hydra_modal_jobs import LaunchRefused, read_output
+
+    words = [word for word in overrides if "hydra.launcher.volumes." in word.partition("=")[0]]
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        cfg = compose("config", ["name=any", *words], return_hydra_config=True)
+    for file in _settings_files(PurePosixPath(path)):
+        try:
+            text = read_output(cfg, str(file))
+        except LaunchRefused as refusal:
+            raise UserError(
+                f"{path}: the environment of its run cannot be read ({refusal}); name it with "
+                "env=..."
+            ) from None
+        env = None if text is None else _environment_in(text)
+        if env is not None:
+            return env
     return None
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import modal
 from modal import exception
+from omegaconf import DictConfig, OmegaConf
 
-from hydra_modal_jobs.backends.modal_errors import as_refusal
-from hydra_modal_jobs.config import ModalJobsConf
+from hydra_modal_jobs.backends.modal_errors import as_refusal, within
+from hydra_modal_jobs.config import ModalJobsConf, SecretsConf, VolumesConf
 from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.manifest import run_name
 from hydra_modal_jobs.names import volume_names
+
+_READ_SECONDS = 10.0  # for a small file; Modal's client tries for a minute to reach the service
 
 
 def outputs_volume(settings: ModalJobsConf) -> str:
@@ -82,6 +85,30 @@ def read_text(entry: dict[str, Any], name: str) -> str:
         chunks = list(modal.Volume.from_name(entry["volume"]).read_file(str(path)))
     except (FileNotFoundError, exception.NotFoundError):
         return ""
+    return b"".join(chunks).decode(errors="replace")
+
+
+def read_output(config: DictConfig, path: str) -> str | None:
+    """Return the text of a file that a job sees at this absolute path of its outputs volume.
+
+    `config` is composed with Hydra's own part. Returns None if the volume has no such file. Raises
+    `LaunchRefused` if Modal does not answer, or not within a few seconds.
+    """
+    plain = OmegaConf.to_container(config.hydra.launcher.volumes, resolve=True)
+    volumes = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VolumesConf), plain))
+    dotenv = config.hydra.launcher.secrets.dotenv
+    assert isinstance(volumes, VolumesConf)
+    if not PurePosixPath(path).is_relative_to(volumes.outputs):
+        return None
+    name = outputs_volume(ModalJobsConf(volumes=volumes, secrets=SecretsConf(dotenv=dotenv)))
+    inside = str(PurePosixPath(path).relative_to(volumes.outputs))
+    with as_refusal():
+        try:
+            chunks = within(
+                _READ_SECONDS, lambda: list(modal.Volume.from_name(name).read_file(inside))
+            )
+        except (FileNotFoundError, exception.NotFoundError):
+            return None
     return b"".join(chunks).decode(errors="replace")
 
 
