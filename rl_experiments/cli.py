@@ -123,7 +123,8 @@ VERBS = {
         has_arguments=True,
         usage=(
             "resume RUN [SETTING=VALUE ...]: go on with the jobs that did not finish\n"
-            "Only settings of where and how it runs may change: gpu, budget, hydra.launcher.*"
+            "Only settings of where and how it runs may change: gpu, budget, hydra.launcher.*\n"
+            "--trust: also a folder from another machine, whose code it then runs"
         ),
     ),
 }

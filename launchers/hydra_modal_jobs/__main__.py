@@ -24,7 +24,7 @@ def main() -> None:
         elif verb == "resume":
             run_commands.resume(words, root=root)
         else:
-            usage = [*run_commands.USAGE.values(), "resume RUN: run again what did not finish"]
+            usage = run_commands.USAGE.values()
             sys.exit("\n".join([*usage, "--root=FOLDER: the folder of the runs (multirun)"]))
     except CompactHydraException as error:
         sys.exit(printable(str(error)))

@@ -59,6 +59,8 @@ class UserLeft(KeyboardInterrupt):
 class Failure:
     """Why a job failed: the kind (a key of `HINTS`), one line, and the traceback if there is one.
 
+    `is_whole` if the line says all: it was written for the user, and nothing else caused it.
+
     >>> Failure("crash", "killed by SIGSEGV").hint({"crash": "update the driver"})
     'update the driver'
     """
@@ -66,6 +68,7 @@ class Failure:
     kind: str
     line: str
     traceback: str = ""
+    is_whole: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -82,7 +85,10 @@ class Failure:
         if isinstance(error, MemoryError):
             return cls("out_of_host_memory", line, text)
         if isinstance(error, HydraException):
-            return cls(_kind_of(line, default="user_code"), line, text)
+            is_whole = error.__cause__ is None and (
+                error.__suppress_context__ or error.__context__ is None
+            )
+            return cls(_kind_of(line, default="user_code"), line, text, is_whole)
         last_line = text.rstrip().rpartition("\n")[2]
         return cls(_kind_of(f"{last_line}\n{line}", default="user_code"), line, text)
 
@@ -103,7 +109,12 @@ class Failure:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Failure:
         """Restore what `to_json` made."""
-        return cls(record["kind"], record["line"], record.get("traceback", ""))
+        return cls(
+            record["kind"],
+            record["line"],
+            record.get("traceback", ""),
+            record.get("is_whole", False),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the failure as plain data."""

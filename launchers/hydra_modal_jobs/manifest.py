@@ -112,6 +112,19 @@ class RunManifest:
         """Return the folder of a job."""
         return self.folder / str(entry["subdir"])
 
+    def refuse_outside(self) -> None:
+        """Raise `LaunchRefused` if a job's folder, as the file names it, lies outside of the run.
+
+        The file may come from anyone, and what a job sends back is written into its folder.
+        """
+        run = self.folder.resolve()
+        for entry in self.jobs:
+            if not self.folder_of(entry).resolve().is_relative_to(run):
+                raise LaunchRefused(
+                    f"{self.path}: the folder of job {entry['num']} ({entry['subdir']}) lies "
+                    "outside of the run, so nothing is read or written for it"
+                )
+
     def result(self, entry: dict[str, Any]) -> JobResult | None:
         """Return how a job ended, if that is known here and belongs to its last launch."""
         result = JobResult.read(self.folder_of(entry))

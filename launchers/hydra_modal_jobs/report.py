@@ -52,7 +52,7 @@ def failure_line(job: Job, result: JobResult) -> str:
         hint = result.failure.hint(dict(job.settings.hints))
         line = result.failure.line + (f"; {with_own_names(hint, [job])}" if hint else "")
         trace = job.folder / ERROR_FILE
-        if trace.exists() and not result.failure.line.endswith("..."):
+        if trace.exists() and not (result.failure.is_whole or result.failure.line.endswith("...")):
             line += f" (traceback: {trace})"
         return line
     command = f"{job.settings.command} resume {run_name(job.sweep_folder)}"

@@ -10,17 +10,20 @@ from typing import Any
 from rich.console import Console
 
 from hydra_modal_jobs import report
-from hydra_modal_jobs.backends import backend_class
+from hydra_modal_jobs.backends import backend_of_entry
 from hydra_modal_jobs.backends.base import Backend
 from hydra_modal_jobs.config import ModalJobsConf
 from hydra_modal_jobs.errors import JobFailed, LaunchRefused
 from hydra_modal_jobs.follow.watch import watch
-from hydra_modal_jobs.jobs.job import Job, reopen
+from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
+from hydra_modal_jobs.jobs.saved import describe
 from hydra_modal_jobs.manifest import RunManifest, is_run, run_folders, run_name
-from hydra_modal_jobs.resume import resume_run, wait_until_ended
+from hydra_modal_jobs.resuming import resume_run, wait_until_ended
 from hydra_modal_jobs.tables import plain_table
 from hydra_modal_jobs.text import printable
+
+_TRUST = "--trust"
 
 USAGE = {
     "runs": "runs: what was launched from here, with its state",
@@ -28,16 +31,15 @@ USAGE = {
     "logs": "runs logs RUN [JOB]: what its jobs have printed",
     "cancel": "runs cancel RUN [JOB ...]: end its jobs; what they have saved is kept",
     "pull": "runs pull RUN [JOB ...] [--checkpoints]: fetch the files of its jobs",
+    "resume": "resume RUN [SETTING=VALUE ...] [--trust]: run again what did not finish; --trust: "
+    "also a folder from another machine, whose code it then runs",
 }
 
 
-def runs(
-    words: Sequence[str], *, root: Path, former_names: Mapping[str, str] | None = None
-) -> None:
+def runs(words: Sequence[str], *, root: Path) -> None:
     """Run the command `runs WORDS`; a RUN is a name under `root`, or the path of its folder.
 
-    `former_names` maps the application's modules, or `module:name`, as runs of earlier versions
-    call them, to their present names.
+    Nothing in the folder is run, since it may come from anyone.
     """
     actions: dict[str, Callable[[_Run, list[str]], None]] = {
         "attach": _attach,
@@ -53,35 +55,41 @@ def runs(
         raise LaunchRefused(f"runs {action}: no such command (choose from: {', '.join(actions)})")
     if not rest:
         raise LaunchRefused(f"runs {action}: name the run; `runs` lists them")
-    actions[action](_Run(_folder(rest[0], root), former_names), rest[1:])
+    actions[action](_Run(_folder(rest[0], root)), rest[1:])
 
 
 def resume(
     words: Sequence[str], *, root: Path, former_names: Mapping[str, str] | None = None
 ) -> None:
-    """Run the command `resume RUN [KEY=VALUE ...]`; the arguments are those of `runs`."""
+    """Run the command `resume RUN [KEY=VALUE ...] [--trust]`; a RUN is that of `runs`.
+
+    `former_names` maps the application's modules, or `module:name`, as runs of earlier versions
+    call them, to their present names.
+    """
+    is_trusted = _TRUST in words
+    words = [word for word in words if word != _TRUST]
     if not words or any("=" not in word for word in words[1:]):
         raise LaunchRefused("resume: name one run; `runs` lists them")
-    resume_run(_folder(words[0], root), words[1:], former_names=former_names)
+    folder = _folder(words[0], root)
+    resume_run(folder, words[1:], former_names=former_names, is_trusted=is_trusted)
 
 
 class _Run:
     """A run that exists, with its jobs."""
 
-    def __init__(self, folder: Path, former_names: Mapping[str, str] | None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.manifest = RunManifest.load(folder)
-        self._former_names = former_names
+        self.manifest.refuse_outside()
 
     def job(self, entry: Mapping[str, Any]) -> Job:
-        folder = self.manifest.folder_of(dict(entry))
-        return reopen(folder, former_names=self._former_names)
+        return describe(self.manifest.folder, entry)
 
     def jobs(self) -> list[Job]:
         return [self.job(entry) for entry in self.manifest.jobs]
 
     def backend(self, entry: Mapping[str, Any]) -> Backend:
         """Return the backend of a job to read its files, for which no settings are needed."""
-        return backend_class(entry["backend"])(self.manifest, ModalJobsConf())
+        return backend_of_entry(self.manifest, entry)(self.manifest, ModalJobsConf())
 
     def is_going(self, entry: Mapping[str, Any]) -> bool:
         return self.manifest.state(dict(entry)) == "launched"
@@ -124,8 +132,9 @@ def _attach(run: _Run, words: list[str]) -> None:
         if run.is_going(entry):
             by_backend.setdefault(entry["backend"], []).append(job)
     is_interrupted = False
-    for name, members in by_backend.items():
-        backend = backend_class(name)(manifest, members[0].settings)
+    for members in by_backend.values():
+        kind = backend_of_entry(manifest, manifest.entry(members[0].num))
+        backend = kind(manifest, members[0].settings)
         ended = watch(backend, {job.num: rows[job.num] for job in members})
         is_interrupted |= any(each.result.reason == CTRL_C for each in ended.values())
     results = {

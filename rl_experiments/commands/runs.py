@@ -20,11 +20,11 @@ def runs(words: Sequence[str]) -> None:
     import hydra_modal_jobs
 
     words = [] if list(words) in (["list"], ["ls"]) else words
-    hydra_modal_jobs.runs(words, root=RUNS, former_names=FORMER_NAMES)
+    hydra_modal_jobs.runs(words, root=RUNS)
 
 
 def resume(words: Sequence[str]) -> None:
-    """Go on with the jobs of a run that did not finish: `resume RUN [SETTING=VALUE ...]`."""
+    """Go on with the jobs that did not finish: `resume RUN [SETTING=VALUE ...] [--trust]`."""
     import hydra_modal_jobs
 
     hydra_modal_jobs.resume(words, root=RUNS, former_names=FORMER_NAMES)

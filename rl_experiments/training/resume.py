@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -42,6 +46,23 @@ def load_weights(model: PreTrainedModel | PeftModel, checkpoint: Path) -> None:
         missing = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
         raise _not_whole(checkpoint, missing[0])
     model.load_state_dict(loaded.state_dict())
+
+
+@contextmanager
+def plain_data_only(checkpoint: str | Path | None) -> Iterator[None]:
+    """Turn torch's refusal to unpickle a state file of the checkpoint into a `UserError`.
+
+    torch reads tensors and plain values alone from these files, and runs no code that they hold.
+    """
+    try:
+        yield
+    except (pickle.UnpicklingError, EOFError) as error:
+        named = re.search(r"GLOBAL\s+(\S+)", str(error))
+        held = f"{named[1]}, which is code" if named else "what is no plain data, or is cut off"
+        raise UserError(
+            f"{checkpoint}: its optimizer, scheduler or random state holds {held}, so it was not "
+            "loaded; take the checkpoint from where it was made, or another one"
+        ) from None
 
 
 def save_reference_model(model: nn.Module, checkpoint: Path) -> None:

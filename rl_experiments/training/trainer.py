@@ -327,6 +327,14 @@ class EpisodeTrainer(SplitLossTrainer):
         if self.args.sync_ref_model:
             resume.load_reference_model(self.accelerator.unwrap_model(self.ref_model), folder)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with resume.plain_data_only(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with resume.plain_data_only(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card into checkpoints: the run folder has what made them."""
 

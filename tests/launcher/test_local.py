@@ -204,7 +204,8 @@ def test_a_run_of_an_earlier_version_is_listed_and_resumed(client: Client) -> No
         job |= {"config": config, "types": {**job["types"], "hydra.launcher": OLD_SETTINGS}}
         path.write_text(json.dumps(job))
     assert "1 done, 1 failed" in client.runs("runs").out
-    client.runs("resume", "toy")
+    assert "--trust" in client.runs("resume", "toy", code=1).line  # it has no seal
+    client.runs("resume", "toy", "--trust")
     assert client.states() == ["done", "done"]
 
 
@@ -221,7 +222,7 @@ def test_a_run_whose_modules_have_other_names_now_is_resumed(client: Client) -> 
     job["config"] = job["config"].replace(str(client.folder), "gone")
     job["config"] = job["config"].replace("check: null", "check: toy.former_checks:check")
     path.write_text(json.dumps(job))
-    assert "toy.former:main: No module named" in client.runs("resume", "toy", code=1).err
+    assert "toy.former:main: No module named" in client.runs("resume", "toy", "--trust", code=1).err
 
     (client.folder / "resume.py").write_text(
         "from pathlib import Path\n"

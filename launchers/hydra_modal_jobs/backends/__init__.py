@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra_modal_jobs.config import ModalJobsConf
 from hydra_modal_jobs.errors import LaunchRefused
 
 if TYPE_CHECKING:
     from hydra_modal_jobs.backends.base import Backend
+    from hydra_modal_jobs.manifest import RunManifest
 
 LOCAL_GPU = "local"  # the value of hydra.launcher.gpu for this machine
 BACKENDS = {
@@ -34,6 +36,22 @@ def backend_class(name: str) -> type[Backend]:
             f"hydra.launcher.backend={name}: no such backend (choose from: {', '.join(BACKENDS)})"
         ) from None
     return backend
+
+
+def backend_of_entry(manifest: RunManifest, entry: Mapping[str, Any]) -> type[Backend]:
+    """Return the backend that holds a job of a run.
+
+    Raises `LaunchRefused` if that names code and this machine did not launch the job so.
+    """
+    from hydra_modal_jobs.jobs.saved import describe, read_payload, refuse_unsealed
+
+    name = str(entry["backend"])
+    if name not in BACKENDS:
+        folder = manifest.folder_of(dict(entry))
+        refuse_unsealed(folder, read_payload(folder))
+        if backend_name(describe(manifest.folder, entry).settings) != name:
+            raise LaunchRefused(f"{manifest.path}: job {entry['num']} has another backend: {name}")
+    return backend_class(name)
 
 
 def backend_of(settings: ModalJobsConf) -> type[Backend]:

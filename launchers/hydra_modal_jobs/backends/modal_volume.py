@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,9 +13,19 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_modal_jobs.backends.modal_errors import as_refusal, within
 from hydra_modal_jobs.config import ModalJobsConf, SecretsConf, VolumesConf
 from hydra_modal_jobs.errors import LaunchRefused
+from hydra_modal_jobs.files import atomic_path
 from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.manifest import run_name
 from hydra_modal_jobs.names import volume_names
+from hydra_modal_jobs.paths import (
+    CLAIM_FILE,
+    FORMER_LAUNCH_FILE,
+    JOB_FILE,
+    LAUNCH_FILE,
+    MULTIRUN_FILE,
+)
+
+_FILES_OF_RUN = (LAUNCH_FILE, FORMER_LAUNCH_FILE, CLAIM_FILE, MULTIRUN_FILE)
 
 _READ_SECONDS = 10.0  # for a small file; Modal's client tries for a minute to reach the service
 
@@ -50,7 +59,8 @@ def pull(entry: dict[str, Any], folder: Path, *, checkpoints: bool) -> list[str]
     """Fetch a job's files into its folder here: those that are new or of another size.
 
     `entry` is the job's in the manifest. Checkpoints are left out unless asked for. Returns the
-    names of the files fetched.
+    names of the files fetched. Raises `LaunchRefused`, when the others are here, if a file on the
+    volume would be written outside of the folder.
     """
     volume = modal.Volume.from_name(entry["volume"])
     inside = PurePosixPath(entry["remote"]).relative_to(entry["mount"])
@@ -58,23 +68,30 @@ def pull(entry: dict[str, Any], folder: Path, *, checkpoints: bool) -> list[str]
         files = list(volume.iterdir(str(inside), recursive=True))
     except exception.NotFoundError:
         return []
-    fetched = []
+    fetched, refused = [], []
     for file in files:
-        name = PurePosixPath(file.path).relative_to(inside)
-        target = folder / name
+        name = _name_in(inside, file.path)
+        if name is None or not _is_inside(folder, name):
+            refused.append(file.path)
+            continue
         is_checkpoint = bool(entry["skip"]) and _matches(name, entry["skip"])
         if file.type.name != "FILE" or (is_checkpoint and not checkpoints):
             continue
+        if _is_written_here(name, entry):
+            continue
+        target = folder / name
         here = target.stat() if target.exists() else None
         if here and here.st_size == file.size and here.st_mtime >= file.mtime:
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = target.with_name(f".{target.name}.{os.getpid()}")
-        with building.open("wb") as content:
+        with atomic_path(target) as building, building.open("wb") as content:
             for chunk in volume.read_file(file.path) if file.size else ():
                 content.write(chunk)
-        building.replace(target)
         fetched.append(str(name))
+    if refused:
+        raise LaunchRefused(
+            f"the volume {entry['volume']} has {refused[0]!r}, which would be written outside of "
+            f"{folder}; it was left out, the rest was fetched"
+        )
     return fetched
 
 
@@ -119,6 +136,26 @@ def _names_in(volume: str, folder: str) -> set[str]:
         except exception.NotFoundError:
             return set()
     return {PurePosixPath(entry.path).name for entry in entries}
+
+
+def _name_in(folder: PurePosixPath, path: str) -> PurePosixPath | None:
+    """Return the name of a volume's file below a folder; None if it has another place."""
+    try:
+        name = PurePosixPath(path).relative_to(folder)
+    except ValueError:
+        return None
+    return None if ".." in name.parts or not name.parts else name
+
+
+def _is_inside(folder: Path, name: PurePosixPath) -> bool:
+    """Return whether a file of this name lands in the folder here, whatever links there are."""
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
+
+
+def _is_written_here(name: PurePosixPath, entry: dict[str, Any]) -> bool:
+    """Return whether a file is written here alone, as what `resume` runs depends on it."""
+    is_of_run = entry.get("subdir") == "."  # the job's folder is that of the run
+    return str(name).endswith(JOB_FILE) or (is_of_run and str(name) in _FILES_OF_RUN)
 
 
 def _matches(name: PurePosixPath, pattern: str) -> bool:

@@ -1,11 +1,10 @@
-"""One job of a launch, and how it is reopened from its folder."""
+"""One job of a launch."""
 
 from __future__ import annotations
 
 import copy
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +16,10 @@ from omegaconf import AnyNode, DictConfig, OmegaConf, open_dict, read_write
 
 from hydra_modal_jobs.config import ModalJobsConf
 from hydra_modal_jobs.errors import LaunchRefused
-from hydra_modal_jobs.files import read_json, write_json
+from hydra_modal_jobs.files import write_json
 from hydra_modal_jobs.jobs import serialize
 from hydra_modal_jobs.jobs.result import JobResult
+from hydra_modal_jobs.jobs.seal import SEAL, seal
 from hydra_modal_jobs.paths import FORMAT_VERSION, JOB_FILE
 
 
@@ -68,36 +68,9 @@ class Job:
         return self.task
 
     def save(self) -> None:
-        """Write `job.json`, from which `reopen` makes the job again."""
-        write_json(self.folder / JOB_FILE, {"format_version": FORMAT_VERSION, **self.payload})
-
-
-def reopen(folder: Path, *, former_names: Mapping[str, str] | None = None) -> Job:
-    """Return the job that a folder was made by, with its settings of that time.
-
-    `former_names` maps modules, or `module:name`, as they were called then to their present names.
-    Raises `LaunchRefused` if `job.json` cannot be read.
-    """
-    payload = read_json(folder / JOB_FILE)
-    if payload is None:
-        raise LaunchRefused(f"{folder}: its {JOB_FILE} is missing or cut off")
-    serialize.rename(payload, former_names or {})
-    # The run's folder may have been moved, or copied to another machine.
-    depth = len(Path(payload["subdir"]).parts)
-    payload["dir"] = str(folder.absolute().parents[depth - 1])
-    source = payload["task"]["folder"]
-    if source not in sys.path and Path(source).is_dir():
-        sys.path.append(source)
-    config = serialize.load_config(payload)
-    return Job(
-        num=payload["num"],
-        overrides=payload["overrides"],
-        config=config,
-        settings=launcher_settings(config),
-        folder=folder.absolute(),
-        task=None,
-        payload=payload,
-    )
+        """Write `job.json`, sealed, from which `saved.reopen` makes the job again."""
+        content = {"format_version": FORMAT_VERSION, **self.payload}
+        write_json(self.folder / JOB_FILE, {**content, SEAL: seal(content)})
 
 
 def update_payload(job: Job) -> Job:

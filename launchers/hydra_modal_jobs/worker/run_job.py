@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def outcome_of(returned: JobReturn, error: BaseException | None, secrets: Secret
     else:
         failure = Failure.of(error)
         line, traceback = secrets.redact(failure.line), secrets.redact(failure.traceback)
-        outcome.failure = Failure(failure.kind, line, traceback)
+        outcome.failure = replace(failure, line=line, traceback=traceback)
     return outcome
 
 

@@ -5,6 +5,7 @@ Runs are resumed bit for bit, and a second stage begins at no distance from its 
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rl_experiments.errors import UserError
 from rl_experiments.paths import REFERENCE_MODEL_FILE
-from rl_experiments.training.resume import load_weights
+from rl_experiments.training.resume import load_weights, plain_data_only
 from rl_experiments.training.trainer import EpisodeTrainer
 from tests.support.tiny_models import tiny_model
 from tests.support.trainers import small_trainer
@@ -141,3 +142,14 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"not those of this model \(model\.layers\.1\.mlp\.up"):
         load_weights(model, tmp_path)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(print, protocol=2), b""])
+def test_a_state_file_that_is_no_plain_data_is_refused_in_one_line(
+    tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "optimizer.pt"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as refused, plain_data_only(tmp_path):
+        torch.load(file, weights_only=True)
+    assert "\n" not in str(refused.value)

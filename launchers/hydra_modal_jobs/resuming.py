@@ -12,27 +12,37 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from hydra_modal_jobs import launch, report
-from hydra_modal_jobs.backends import backend_class, backend_of
+from hydra_modal_jobs.backends import backend_of, backend_of_entry
 from hydra_modal_jobs.claim import claim_run, undo_all
 from hydra_modal_jobs.errors import JobFailed, LaunchRefused
 from hydra_modal_jobs.follow.watch import watch
-from hydra_modal_jobs.jobs.job import Job, reopen, update_payload, writable
+from hydra_modal_jobs.jobs.job import Job, update_payload, writable
 from hydra_modal_jobs.jobs.result import JobResult
+from hydra_modal_jobs.jobs.saved import describe, reopen, trust
 from hydra_modal_jobs.manifest import RunManifest
 
 
 def resume_run(
-    folder: Path, overrides: Sequence[str], *, former_names: Mapping[str, str] | None = None
+    folder: Path,
+    overrides: Sequence[str],
+    *,
+    former_names: Mapping[str, str] | None = None,
+    is_trusted: bool = False,
 ) -> None:
     """Run again the jobs of a run that did not finish.
 
-    The overrides may change where and how the jobs run, not what they do. Raises `JobFailed` if
-    some of them do not finish this time either.
+    The overrides may change where and how the jobs run, not what they do. `is_trusted` accepts a
+    folder from elsewhere, whose code then runs. Raises `JobFailed` if some of the jobs do not
+    finish this time either.
     """
     setup_globals()
     manifest = RunManifest.load(folder)
+    manifest.refuse_outside()
     claim_run(folder)
     try:
+        if is_trusted:
+            for entry in manifest.jobs:
+                trust(manifest.folder_of(entry))
         _resume(manifest, overrides, former_names=former_names)
     finally:
         undo_all()
@@ -41,17 +51,20 @@ def resume_run(
 def _resume(
     manifest: RunManifest, overrides: Sequence[str], *, former_names: Mapping[str, str] | None
 ) -> None:
-    jobs = [reopen(manifest.folder_of(entry), former_names=former_names) for entry in manifest.jobs]
-    for job in jobs:
-        _change(job, overrides)
+    jobs = [describe(manifest.folder, entry) for entry in manifest.jobs]
     _refuse_pending(manifest, jobs)
-    unfinished = [job for job in jobs if not (job.result and job.result.is_done)]
     console = Console(file=sys.stdout)
-    if not unfinished:
+    if all(job.result and job.result.is_done for job in jobs):
         console.print("Every job of this run is done.")
         report.print_results(console, jobs, _results(jobs))
         return
+    unfinished = [
+        reopen(job.folder, former_names=former_names)
+        for job in jobs
+        if not (job.result and job.result.is_done)
+    ]
     for job in unfinished:
+        _change(job, overrides)
         job.function()  # refuses a task that cannot be imported
     before = HydraConfig.instance().cfg
     try:
@@ -80,8 +93,8 @@ def wait_until_ended(manifest: RunManifest, jobs: Sequence[Job], *, cancels: boo
     by_backend: dict[str, list[int]] = {}
     for job in jobs:
         by_backend.setdefault(manifest.entry(job.num)["backend"], []).append(job.num)
-    for name, nums in by_backend.items():
-        backend = backend_class(name)(manifest, jobs[0].settings)
+    for nums in by_backend.values():
+        backend = backend_of_entry(manifest, manifest.entry(nums[0]))(manifest, jobs[0].settings)
         watch(
             backend,
             {num: rows[num] for num in nums},
@@ -111,7 +124,7 @@ def _refuse_pending(manifest: RunManifest, jobs: Sequence[Job]) -> None:
     going = [job for job in jobs if manifest.state(manifest.entry(job.num)) == "launched"]
     pending = 0
     for job in going:
-        backend = backend_class(manifest.entry(job.num)["backend"])(manifest, job.settings)
+        backend = backend_of_entry(manifest, manifest.entry(job.num))(manifest, job.settings)
         pending += backend.is_pending(job.num)
     if pending:
         raise LaunchRefused(
