@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from environments.bfcl_single_turn.data import Case
-from environments.replies import without_thinking
+from environments.replies import NamedCall, ReplyWithCalls, without_thinking
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
@@ -48,9 +49,12 @@ def parse(reply: str) -> ParsedReply:
     """Return the calls of a reply: each in Hermes tags, or the whole reply as a JSON array.
 
     The template of xLAM asks for the array. If one call cannot be decoded, the reply is invalid.
+    Where a server has handed the calls over apart from the text, the text is not read.
     """
     if len(reply) > _MAX_REPLY_CHARACTERS:
         return ParsedReply(None, is_valid=False, is_gradable=False)
+    if isinstance(reply, ReplyWithCalls) and reply.calls:
+        return _parse_calls(reply.calls)
     text = without_thinking(reply).strip()
     if _OPEN in text:
         blocks = [part.split(_CLOSE)[0] for part in text.split(_OPEN)[1:]]
@@ -66,6 +70,18 @@ def parse(reply: str) -> ParsedReply:
     named = all(isinstance(call["name"], str) for call in decoded)
     has_objects = all(isinstance(call["arguments"], dict) for call in decoded)
     return ParsedReply(calls, is_valid=has_objects) if named else _INVALID
+
+
+def _parse_calls(named_calls: Sequence[NamedCall]) -> ParsedReply:
+    try:
+        arguments = [json.loads(call.arguments.strip() or "{}") for call in named_calls]
+    except (ValueError, RecursionError):
+        return _INVALID
+    calls = [
+        Call(name=call.name, arguments=json.dumps(given))
+        for call, given in zip(named_calls, arguments, strict=True)
+    ]
+    return ParsedReply(calls, is_valid=all(isinstance(given, dict) for given in arguments))
 
 
 def as_reply(calls: list[NamedArguments]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from environments.replies import without_thinking
+from environments.replies import NamedCall, ReplyWithCalls, without_thinking
 
 _MAX_CHARACTERS = 1 << 17  # a longer reply is not read
 _MAX_CALLS = 64  # further calls are not decoded and count as unreadable
@@ -31,12 +31,16 @@ def parse(reply: str) -> list[Call]:
     """Return the calls outside the thinking, in order.
 
     A call is JSON with a name and arguments, and nothing else, between <tool_call> tags. Any other
-    text between the tags becomes a call without a name.
+    text between the tags becomes a call without a name. Where a server has handed the calls over
+    apart from the text, the text is not read.
     """
     if len(reply) > _MAX_CHARACTERS:
         return []
+    if isinstance(reply, ReplyWithCalls):
+        calls = [_named_call(call) for call in reply.calls[:_MAX_CALLS]]
+        return calls + [_UNREADABLE] * len(reply.calls[_MAX_CALLS:])
     _, *rest = _TAG.split(without_thinking(reply))
-    calls: list[Call] = []
+    calls = []
     opened: str | None = None  # the text after a tag that opens a call
     for slash, text in zip(rest[::2], rest[1::2], strict=True):
         if opened is not None:
@@ -55,6 +59,11 @@ def as_reply(*calls: Call) -> str:
     contents = [{"name": call.name, "arguments": call.arguments} for call in calls]
     blocks = [json.dumps(content, ensure_ascii=False) for content in contents]
     return "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks)
+
+
+def _named_call(call: NamedCall) -> Call:
+    arguments = call.arguments.strip() or "{}"
+    return _call(f'{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}')
 
 
 def _call(text: str) -> Call:

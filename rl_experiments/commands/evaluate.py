@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 
 from omegaconf import DictConfig
@@ -67,9 +68,10 @@ def _evaluate_all(policies: Sequence[EvaluatedPolicy], experiment: Experiment, r
             remedy = "the same command with resume=true goes on"
             raise UserError(f"{error}; {kept}: {remedy}") from None
         raise
-    _print_results(evaluation, progress)
+    _print_results(evaluation, config.trainer.max_completion_length, progress)
     progress.print(f"Run folder: {run.folder}")
-    return result.win_rate.value
+    evaluation.refuse_unmeasured(evaluation.results)
+    return result.win_rate.value if result.win_rate else math.nan
 
 
 def _evaluate(
@@ -127,6 +129,8 @@ def _evaluate_api_model(
         )
     finally:
         progress.print(f"{model.name}: {_describe_spend(client.spend)}")
+        for note in client.notes:
+            progress.print(note)
 
 
 def _describe_spend(spend: Spend) -> str:
@@ -141,9 +145,11 @@ def _describe_spend(spend: Spend) -> str:
     return ", ".join(parts)
 
 
-def _print_results(evaluation: Evaluation, progress: Progress) -> None:
+def _print_results(evaluation: Evaluation, max_completion_length: int, progress: Progress) -> None:
     for table in (evaluation.table(), *evaluation.details()):
         progress.print(table)
+    for line in evaluation.notes(max_completion_length=max_completion_length):
+        progress.print(line)
     failed = sum(result.failed for result in evaluation.results.values())
     if failed:
         progress.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -67,7 +68,8 @@ def _train(
                 metric = target(cfg, recorder)
             else:
                 evaluation = _train_with_grpo(experiment, recorder, progress)
-                metric = evaluation.results["after"].win_rate.value
+                win_rate = evaluation.results["after"].win_rate
+                metric = win_rate.value if win_rate else math.nan
             recorder.log_results()
     except BaseException as error:
         if interrupts.caused(error):
@@ -75,12 +77,17 @@ def _train(
         raise
     if evaluation is not None:
         progress.print(evaluation.table())
+        limit = config.trainer.max_completion_length
+        for line in evaluation.notes(max_completion_length=limit):
+            progress.print(line)
         if config.model.scratch is not None:
             progress.print(
                 "before: made at random and warmed up on random replies, which teach the format, "
                 "no skill. What was gained after that, GRPO gained."
             )
     progress.print(f"Run folder: {run.folder}")
+    if evaluation is not None:
+        evaluation.refuse_unmeasured(["after"])
     return metric
 
 
@@ -237,7 +244,8 @@ class _GrpoRun:
         with trainer.phase_timer.phase("evaluation"):
             model = trainer.accelerator.unwrap_model(trainer.model)
             result = self._evaluate(validation, "validation", model, step=step, quiet=True)
-        trainer.record("eval/win_rate", result.win_rate.value)
+        if result.win_rate:
+            trainer.record("eval/win_rate", result.win_rate.value)
         if result.reward:
             trainer.record("eval/reward", result.reward.value)
 

@@ -13,6 +13,7 @@ from rl_experiments.stats import intervals
 from rl_experiments.stats.intervals import Cluster, Estimate
 
 _NAN = float("nan")
+_MAX_KINDS_OF_FAILURES = 5  # that are listed
 EpisodeRecord = Mapping[str, Any]  # one line of a policy's file in the evaluation folder
 
 
@@ -28,14 +29,18 @@ class PolicyResult:
     policy: str
     n: int  # different tasks
     episodes: int
-    win_rate: Estimate
-    reward: Estimate | None  # None if every episode failed
+    win_rate: Estimate | None  # None, as the reward, if every episode failed: nothing was measured
+    reward: Estimate | None
     pass_at: dict[int, Estimate]  # by k; empty where seeds have one episode each
     turns: float  # mean turns of an episode
-    failed: int  # episodes without a reward
+    failed: int  # episodes without a reward, which count as not won
+    failures: dict[str, int]  # failed episodes by their error, the most frequent first
     ends: dict[str, int]  # episodes by how they ended, the most frequent first
     prompt_tokens: int
     tokens: int  # tokens of the replies
+    replies: int
+    cut_replies: int  # that reached the limit of their tokens
+    withheld_replies: int  # by a server's filter
     usd: float | None  # None where no price is known
     outcomes: list[tuple[float, float]]
     tasks: list[str]
@@ -76,13 +81,18 @@ class PolicyResult:
         ]
         tasks = [_task(group[0]) for group in groups]
         scored = [record for record in records if record["reward"] is not None]
+        errors = [str(record.get("error")) for record in records if record["reward"] is None]
         paid = [record["usd"] for record in records if record.get("usd") is not None]
         return cls(
             policy=name,
             n=len(set(tasks)),
             episodes=len(records),
-            win_rate=intervals.clustered_rate(
-                _clusters((_task(record), record["won"]) for record in records)
+            win_rate=(
+                intervals.clustered_rate(
+                    _clusters((_task(record), record["won"]) for record in records)
+                )
+                if scored
+                else None
             ),
             reward=(
                 intervals.clustered_mean(
@@ -91,12 +101,16 @@ class PolicyResult:
                 if scored
                 else None
             ),
-            pass_at=_pass_at_k(groups),
+            pass_at=_pass_at_k(groups) if scored else {},
             turns=fmean(record["turns"] for record in records),
-            failed=sum(record["reward"] is None for record in records),
+            failed=len(errors),
+            failures=dict(Counter(errors).most_common(_MAX_KINDS_OF_FAILURES)),
             ends=dict(Counter(str(record["end"]) for record in records).most_common()),
             prompt_tokens=sum(record.get("prompt_tokens", 0) for record in records),
             tokens=sum(record["tokens"] for record in records),
+            replies=sum(record["turns"] for record in records),
+            cut_replies=sum(record.get("cut_replies", 0) for record in records),
+            withheld_replies=sum(record.get("withheld_replies", 0) for record in records),
             usd=sum(paid) if paid else None,
             outcomes=outcomes,
             tasks=tasks,
@@ -112,11 +126,19 @@ class PolicyResult:
         fields["categories"] = {name: part.to_json() for name, part in self.categories.items()}
         return fields
 
-    def minus(self, other: PolicyResult) -> tuple[Estimate, Estimate | None]:
+    @property
+    def commonest_failure(self) -> str:
+        """The error of most failed episodes; an empty text if none failed."""
+        return next(iter(self.failures), "")
+
+    def minus(self, other: PolicyResult) -> tuple[Estimate | None, Estimate | None]:
         """Return the paired differences self - other of win rate and of reward over the seeds.
 
-        The difference of rewards is None if no seed has a reward in both.
+        A difference is None where one of the two measured nothing; that of rewards also if no seed
+        has a reward in both.
         """
+        if self.win_rate is None or other.win_rate is None:
+            return None, None
         pairs = list(zip(self.tasks, other.outcomes, self.outcomes, strict=True))
         win_rate = intervals.clustered_rate_difference(
             _clusters((task, won - baseline) for task, (baseline, _), (won, _) in pairs)

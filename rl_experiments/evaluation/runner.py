@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from environments import Environment, evaluation_seed
 from rl_experiments import distributed
-from rl_experiments.errors import without_credentials
+from rl_experiments.errors import UserError, without_credentials
 from rl_experiments.evaluation import tables
 from rl_experiments.evaluation.results import PolicyResult
 from rl_experiments.inference.api_client import ApiClient
@@ -143,7 +143,7 @@ class Evaluation:
         for name, baseline in self._comparisons():
             win_rate, reward = self.results[name].minus(self.results[baseline])
             summary[f"{name} - {baseline}"] = {
-                "win_rate": win_rate._asdict(),
+                "win_rate": win_rate and win_rate._asdict(),
                 "reward": reward and reward._asdict(),
             }
         write_atomically(self.folder.with_suffix(".json"), json.dumps(summary, indent=1))
@@ -165,6 +165,23 @@ class Evaluation:
             tables.category_table(self.results),
         )
         return [table for table in candidates if table]
+
+    def notes(self, *, max_completion_length: int) -> list[str]:
+        """Return lines about replies that were cut or withheld, and why episodes failed."""
+        return [
+            line
+            for name, result in self.results.items()
+            for line in tables.notes(name, result, max_completion_length=max_completion_length)
+        ]
+
+    def refuse_unmeasured(self, names: Iterable[str]) -> None:
+        """Raise a `UserError` if one of these policies has no episode that did not fail."""
+        for name in names:
+            if self.results[name].win_rate is None:
+                raise UserError(
+                    f"{name}: every episode failed, so nothing was measured "
+                    f"({self.results[name].commonest_failure})"
+                )
 
     def _stem(self, name: str) -> str:
         """Return what the names of a policy's files begin with, which no other policy has."""

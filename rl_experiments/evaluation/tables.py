@@ -65,6 +65,28 @@ def details_table(results: Mapping[str, PolicyResult], seconds: Mapping[str, flo
     return table
 
 
+def notes(name: str, result: PolicyResult, *, max_completion_length: int) -> list[str]:
+    """Return a line each on replies of a policy that were cut or withheld, and on failures."""
+    lines = []
+    if result.cut_replies:
+        lines.append(
+            f"{name}: {result.cut_replies:,} of {result.replies:,} replies were cut at "
+            f"trainer.max_completion_length={max_completion_length} tokens; raise it if they were "
+            "not done"
+        )
+    if result.withheld_replies:
+        lines.append(
+            f"{name}: {result.withheld_replies:,} of {result.replies:,} replies were withheld by "
+            "a filter of the server"
+        )
+    if result.failed:
+        lines.append(
+            f"{name}: {result.failed:,} of {result.episodes:,} episodes failed and count as not "
+            f"won, most often because of {result.commonest_failure}"
+        )
+    return lines
+
+
 def pass_at_table(results: Mapping[str, PolicyResult]) -> Table | None:
     """Return pass@k of each policy, or None where no policy played a seed several times."""
     ks = max((list(result.pass_at) for result in results.values()), key=len, default=[])

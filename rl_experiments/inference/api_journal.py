@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_experiments.inference.api_reply import ApiReply, ToolCall
+from rl_experiments.inference.api_words import well_formed
 from rl_experiments.storage.files import append_json_lines, read_json_lines
 
 
@@ -42,5 +43,6 @@ def request_id(base_url: str | None, key: str, body: dict[str, Any]) -> str:
 
 
 def _reply_of(record: dict[str, Any]) -> ApiReply:
+    record = well_formed(record)  # replies of early versions came as they were
     calls = tuple(ToolCall(**call) for call in record["tool_calls"])
     return ApiReply(**{**record, "tool_calls": calls})

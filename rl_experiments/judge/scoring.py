@@ -66,6 +66,8 @@ async def score_group(
                 except UnreadableAnswer as error:
                     reason = str(error)
                     messages = prompt.correction(reply.content, reason)
+                    if reply.is_cut:
+                        reason += f"; it was cut at {client.setting}.max_tokens={config.max_tokens}"
                 else:
                     return GroupScores(status=ScoringStatus.SCORED, scores=scores, replies=replies)
     except ApiError as error:

@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from environments import Environment
+from environments.replies import NamedCall, ReplyWithCalls
 from rl_experiments.errors import UserError
 from rl_experiments.inference.api_client import ApiClient
-from rl_experiments.inference.api_errors import ApiError
+from rl_experiments.inference.api_errors import ApiError, FullContext
 from rl_experiments.inference.api_reply import ApiReply, ToolCall
 from rl_experiments.rollout.episode import Episode
 from rl_experiments.rollout.types import EpisodeSpec, Trajectory
 
 _MAX_FAILURES_IN_A_ROW = 20  # requests that failed for good: the service itself is at fault
 _DRAIN_SECONDS = 10.0  # for the replies under way when the evaluation is stopped
+_SEE_FIRST_RESULT = "(see the first result)"
+_SEE_NEXT_MESSAGE = "(see the next message)"
 _MAX_TOOL_NAME_LENGTH = 64  # characters that the API takes
 
 
@@ -86,6 +89,9 @@ class _ApiPlayer:
         while not episode.over:
             try:
                 reply = await self._ask(episode, spec, replies)
+            except FullContext:
+                episode.truncate()
+                break
             except ApiError as error:
                 episode.fail(error)
                 self._failures_in_a_row += 1
@@ -97,7 +103,10 @@ class _ApiPlayer:
                 break
             self._failures_in_a_row = 0
             replies.append(reply)
-            usage.add(reply.prompt_tokens, reply.completion_tokens, reply.usd)
+            if reply.is_usage_known:
+                usage.add(reply.prompt_tokens, reply.completion_tokens, reply.usd)
+            usage.cut_replies += reply.is_cut
+            usage.withheld_replies += reply.is_withheld
             text = as_text(reply)
             if self.environment.is_slow:
                 await asyncio.to_thread(episode.reply, text)
@@ -143,43 +152,54 @@ def messages(episode: Episode, replies: Sequence[ApiReply]) -> list[dict[str, An
     first = 0 if earlier_shown is None else max(0, len(turns) - 1 - earlier_shown)
     calling: ApiReply | None = None  # the reply before the turn, if it called tools
     for turn, reply in zip(turns[first:], [*replies[first:], None], strict=True):
-        if calling and turn.role == "tool":
-            chat[-1] = _message_with_calls(calling, api_names)
-            for number, call in enumerate(calling.tool_calls):
-                # One observation answers all calls; the API wants an answer to each.
-                content = turn.observation if number == 0 else "(see the first result)"
-                chat.append({"role": "tool", "tool_call_id": call.id, "content": content})
-        else:
+        is_result = calling is not None and turn.role == "tool"
+        for number, call in enumerate(calling.tool_calls if calling else ()):
+            # One observation answers all calls; the API wants an answer to each.
+            content = _SEE_NEXT_MESSAGE
+            if is_result:
+                content = turn.observation if number == 0 else _SEE_FIRST_RESULT
+            chat.append({"role": "tool", "tool_call_id": call.id, "content": content})
+        if not is_result:
             chat.append({"role": "user", "content": turn.observation})
         if reply:
-            chat.append({"role": "assistant", "content": as_text(reply)})
+            chat.append(_assistant_message(reply, api_names))
         calling = reply if reply and reply.tool_calls else None
     return chat
 
 
 def as_text(reply: ApiReply) -> str:
-    """Return the reply as environments read it: its text, then its calls in the Hermes format."""
-    calls = [
-        f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": '
-        f"{call.arguments.strip() or '{}'}}}\n</tool_call>"
-        for call in reply.tool_calls
-    ]
-    return "\n".join([reply.content, *calls] if reply.content else calls)
+    """Return the reply as environments read it, with the calls that came apart from its text."""
+    if not reply.tool_calls:
+        return reply.content
+    calls = [NamedCall(call.name, call.arguments) for call in reply.tool_calls]
+    return ReplyWithCalls.of(reply.content, calls)
 
 
-def _message_with_calls(reply: ApiReply, api_names: dict[str, str]) -> dict[str, Any]:
+def _assistant_message(reply: ApiReply, api_names: dict[str, str]) -> dict[str, Any]:
+    if not reply.tool_calls:
+        return {"role": "assistant", "content": reply.content}
     calls = [
         {
             "id": call.id,
             "type": "function",
             "function": {
                 "name": api_names.get(call.name, call.name),
-                "arguments": call.arguments,
+                "arguments": _object_text(call.arguments),
             },
         }
         for call in reply.tool_calls
     ]
     return {"role": "assistant", "content": reply.content or None, "tool_calls": calls}
+
+
+def _object_text(arguments: str) -> str:
+    """Return a call's arguments as a JSON object, which some servers decode in the history."""
+    try:
+        if isinstance(json.loads(arguments), dict):
+            return arguments
+    except (ValueError, RecursionError):
+        pass
+    return json.dumps({"unreadable": arguments}) if arguments.strip() else "{}"
 
 
 def _api_tool_names(tools: Sequence[dict[str, Any]] | None) -> dict[str, str]:

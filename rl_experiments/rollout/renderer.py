@@ -102,6 +102,10 @@ class Renderer:
         """Return the text of a reply, without special tokens."""
         return self._decode(tuple(reply_ids))
 
+    def is_finished(self, reply_ids: Sequence[int]) -> bool:
+        """Tell whether a reply ends as replies do, rather than at a limit of tokens."""
+        return bool(reply_ids) and reply_ids[-1] in self._end_ids
+
     def _append(self, ids: list[int], before: ChatTurn, turn: ChatTurn) -> None:
         """Append the reply of the turn before and the observation of `turn` to a prompt."""
         reply_ids = before.reply_ids

@@ -126,7 +126,10 @@ class RolloutRunner:
         turn.logprobs = completion.logprobs
         self.tokens += len(completion.token_ids)
         trajectory.usage.add(len(turn.prompt_ids), len(completion.token_ids))
-        return episode.renderer(self.renderers).reply_text(completion.token_ids)
+        renderer = episode.renderer(self.renderers)
+        if len(turn.reply_ids) >= self.max_new_tokens:
+            trajectory.usage.cut_replies += not renderer.is_finished(turn.reply_ids)
+        return renderer.reply_text(completion.token_ids)
 
 
 def sync_probe(

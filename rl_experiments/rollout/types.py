@@ -35,11 +35,13 @@ class Turn:
 
 @dataclass
 class Usage:
-    """What the replies of an episode took, where a model wrote them."""
+    """What the replies of an episode took, where a model wrote them and this is known."""
 
     prompt_tokens: int = 0
     tokens: int = 0  # of the replies
     usd: float | None = None
+    cut_replies: int = 0  # that reached the limit of their tokens
+    withheld_replies: int = 0  # by a server's filter, in whole or in part
 
     def add(self, prompt_tokens: int, tokens: int, usd: float | None = None) -> None:
         """Count one reply."""

@@ -33,6 +33,9 @@ def episode_metrics(
     metrics["frac_reward_zero_std"] = 1.0 - varied
     metrics["win_rate"] = fmean(episode.won for episode in episodes)
     metrics["turns"] = fmean(len(episode.turns) for episode in episodes)
+    replies = sum(len(episode.turns) for episode in episodes)
+    cut = sum(episode.usage.cut_replies for episode in episodes)
+    metrics["cut_replies"] = cut / max(1, replies)  # share that reached max_completion_length
     ends = Counter(episode.end for episode in episodes)
     for end in End:
         metrics[f"end/{end}"] = ends[end] / len(episodes)

@@ -69,6 +69,8 @@ class Reporter(TrainerCallback):
         self.run.log_metrics(state.global_step, logs)
         reward, speed = logs.get("reward", math.nan), logs["time/tokens_per_second"]
         note = f"reward {reward:.3f}  win {logs['win_rate']:.0%}  {speed:,.0f} tokens/s"
+        if logs["cut_replies"] >= _SMALLEST_SHARE_SHOWN:
+            note += f"  {logs['cut_replies']:.0%} cut at trainer.max_completion_length"
         self.advance(0, note=f"{note}  {_shares_of_time(logs)}")
 
 
