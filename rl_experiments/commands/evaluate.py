@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Sequence
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rl_experiments import distributed
@@ -13,6 +14,7 @@ from rl_experiments.commands.job import job
 from rl_experiments.config.environment import environment_name
 from rl_experiments.config.experiment import Experiment, evaluation_temperature
 from rl_experiments.errors import UserError
+from rl_experiments.evaluation.own_limits import with_own_limits
 from rl_experiments.evaluation.played_environment import environment_lines
 from rl_experiments.evaluation.policies import EvaluatedPolicy, resolve_policies
 from rl_experiments.evaluation.results import PolicyResult
@@ -33,7 +35,11 @@ def evaluate(cfg: DictConfig) -> float:
     Returns the win rate of the last policy that was asked for.
     """
     experiment = check(cfg)
-    policies = resolve_policies(experiment.config, experiment.environment)
+    overrides = HydraConfig.get().overrides.task
+    policies = [
+        with_own_limits(policy, experiment.config, overrides)
+        for policy in resolve_policies(experiment.config, experiment.environment)
+    ]
     with Run.open(cfg) as run:
         return _evaluate_all(policies, experiment, run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from rich.console import Console
@@ -13,8 +14,9 @@ from rl_experiments.config.experiment import Experiment, evaluation_temperature
 from rl_experiments.config.overrides import override_texts
 from rl_experiments.config.schema import SamplerKind
 from rl_experiments.errors import UserError
+from rl_experiments.evaluation.own_limits import with_own_limits
 from rl_experiments.evaluation.played_environment import environment_lines
-from rl_experiments.evaluation.policies import is_api_model
+from rl_experiments.evaluation.policies import is_api_model, resolve_policies
 from rl_experiments.preflight import compose_and_check
 from rl_experiments.rollout.episode import Episode, take_scripted_turn
 from rl_experiments.rollout.types import EpisodeSpec
@@ -35,6 +37,10 @@ def play(overrides: list[str]) -> None:
     console = Console()
     for line in environment_lines(experiment.config):
         _print_text(console, line, style="dim")
+    if not is_by_hand:
+        [policy] = resolve_policies(experiment.config, experiment.environment)
+        policy = with_own_limits(policy, experiment.config, overrides)
+        experiment = replace(experiment, config=policy.config)
     take_turn = _person(console) if is_by_hand else _policy(experiment, console)
     index = experiment.config.seed
     try:

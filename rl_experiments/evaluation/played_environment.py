@@ -49,7 +49,7 @@ def played_environment(overrides: Sequence[str]) -> list[str]:
     is_local = texts.get("gpu", "local") == "local"
     words: dict[str, list[str]] = {}  # by checkpoint
     for path in [] if "env" in texts else _checkpoints(overrides):
-        env = environment_of_run(path)
+        env = _environment_of_run(path)
         if env is None and not is_local:
             env = _environment_on_volume(path, overrides)
         if env is not None:
@@ -110,23 +110,33 @@ def _plain_environment(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def environment_of_run(path: str) -> dict[str, Any] | None:
-    """Return the `env` settings of the run that a checkpoint or a run folder belongs to.
+def settings_of_run(path: str) -> dict[str, Any] | None:
+    """Return the settings of the run that a checkpoint or a run folder belongs to.
 
-    Returns None if they are not known: another machine has them, the checkpoint does not hold
-    them, or the folder is of no run. Raises a `UserError` for a store that cannot be read.
+    Its environment has a name and a class. Returns None if the settings are not known: another
+    machine has them, the checkpoint does not hold them, or the folder is of no run. Raises a
+    `UserError` for a store that cannot be read.
     """
     if is_url(path):
         text = _settings_in_store(path)
-        return None if text is None else _environment_in(text)
+        return None if text is None else _settings_in(text)
     folder = Path(path)
     if not folder.is_dir():
         return None
     for file in map(Path, _settings_files(folder.absolute())):
-        env = _environment_in(file.read_text(errors="replace")) if file.is_file() else None
-        if env is not None:
-            return env
+        settings = _settings_in(file.read_text(errors="replace")) if file.is_file() else None
+        if settings is not None:
+            return settings
     return None
+
+
+def _environment_of_run(path: str) -> dict[str, Any] | None:
+    settings = settings_of_run(path)
+    return None if settings is None else _environment_in(settings)
+
+
+def _environment_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in settings["env"].items()}
 
 
 def _settings_files(folder: PurePath) -> list[PurePath]:
@@ -153,9 +163,9 @@ def _environment_on_volume(path: str, overrides: Sequence[str]) -> dict[str, Any
                 f"{path}: the environment of its run cannot be read ({refusal}); name it with "
                 "env=..."
             ) from None
-        env = None if text is None else _environment_in(text)
-        if env is not None:
-            return env
+        settings = None if text is None else _settings_in(text)
+        if settings is not None:
+            return _environment_in(settings)
     return None
 
 
@@ -173,14 +183,16 @@ def _settings_in_store(url: str) -> str | None:
             del os.environ[name]
 
 
-def _environment_in(text: str) -> dict[str, Any] | None:
-    """Return the `env` settings in the YAML text of a run's settings; None if it has none."""
+def _settings_in(text: str) -> dict[str, Any] | None:
+    """Return the settings in the YAML text of a run; None if they are not those of a run."""
     try:
-        env = OmegaConf.to_container(OmegaConf.select(OmegaConf.create(text), "env"), resolve=False)
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (ValueError, YAMLError, OmegaConfBaseException):
         return None
+    env = settings.get("env") if isinstance(settings, dict) else None
     if isinstance(env, dict) and "_target_" in env and _is_name(env.get("name")):
-        return {str(key): value for key, value in env.items()}
+        assert isinstance(settings, dict)
+        return {str(key): value for key, value in settings.items()}
     return None
 
 
@@ -196,7 +208,7 @@ def _is_name(value: object) -> bool:
 
 def difference_from_training(path: str, env: Mapping[str, Any]) -> str | None:
     """Return a line on how an environment differs from that of a checkpoint's run, if it does."""
-    trained = environment_of_run(path)
+    trained = _environment_of_run(path)
     if trained is None:
         if not _is_checkpoint(path):
             return None
