@@ -29,7 +29,7 @@ from rl_experiments.config.habits import (
     typed_name,
     without_name,
 )
-from rl_experiments.config.hydra_private import fast_help
+from rl_experiments.config.hydra_private import always_multirun, fast_help
 from rl_experiments.config.overrides import expand_shorthand, override_texts
 from rl_experiments.config.registration import register, register_search_path
 from rl_experiments.errors import UserError
@@ -219,7 +219,8 @@ def _run_jobs(verb: str, overrides: list[str]) -> None:
     sys.argv = [sys.argv[0], *overrides]
     hydra_main = hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")
     if {"--help", "-h"}.isdisjoint(overrides):
-        hydra_main(_function_of(verb))()
+        with always_multirun():
+            hydra_main(_function_of(verb))()
     else:
         with fast_help():
             hydra_main(_no_task)()

@@ -1,4 +1,4 @@
-"""The one place that changes a private part of Hydra; it was written for Hydra 1.3.8."""
+"""The one place that changes private parts of Hydra; it was written for Hydra 1.3.8."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 _HYDRA_VERSION = "1.3.8"
 _METHOD = "_parse_overrides_and_create_caching_repo"
+_GET_MODE = "get_mode"
 
 
 @contextmanager
@@ -37,3 +40,22 @@ def fast_help() -> Iterator[None]:
         yield
     finally:
         setattr(ConfigLoaderImpl, _METHOD, original)
+
+
+@contextmanager
+def always_multirun() -> Iterator[None]:
+    """Make a command line start faster within this context, as a sweep of its jobs.
+
+    Hydra composes the whole configuration only to read `hydra.mode`, and then composes it again.
+    conf/config.yaml sets MULTIRUN, and nothing else is accepted. With another version of Hydra,
+    nothing is changed.
+    """
+    original = getattr(Hydra, _GET_MODE, None)
+    if hydra.__version__ != _HYDRA_VERSION or original is None:
+        yield
+        return
+    setattr(Hydra, _GET_MODE, lambda *_, **__: RunMode.MULTIRUN)
+    try:
+        yield
+    finally:
+        setattr(Hydra, _GET_MODE, original)

@@ -31,12 +31,17 @@ JOBS = [
 
 
 @pytest.fixture
-def master(hydra_restore_singletons: None) -> tuple[ConfigLoader, DictConfig]:
-    """Return Hydra's own loader and what it composed for the sweep."""
+def hydra(hydra_restore_singletons: None) -> Hydra:
+    """Hydra, as a command line of the program begins it."""
     register()
     setup_globals()
     search_path = create_config_search_path(str(CONF_DIR))
-    hydra = Hydra.create_main_hydra2(task_name="test", config_search_path=search_path)
+    return Hydra.create_main_hydra2(task_name="test", config_search_path=search_path)
+
+
+@pytest.fixture
+def master(hydra: Hydra) -> tuple[ConfigLoader, DictConfig]:
+    """Return Hydra's own loader and what it composed for the sweep."""
     overrides = ["hydra.verbose=false"]
     return hydra.config_loader, hydra.compose_config("config", overrides, RunMode.MULTIRUN)
 
@@ -51,12 +56,38 @@ def test_every_job_is_composed_as_by_hydra(master: tuple[ConfigLoader, DictConfi
     hydras, sweep = master
     quick = SweepLoader.over(hydras)
     assert isinstance(quick, SweepLoader)
-    for overrides in [*JOBS, *reversed(JOBS)]:
-        composed = quick.load_sweep_config(sweep, overrides)
-        assert content(composed) == content(hydras.load_sweep_config(sweep, overrides))
-        assert quick.take(sweep, overrides) is composed
+    expected = [content(hydras.load_sweep_config(sweep, overrides)) for overrides in JOBS]
+    for number in [*range(len(JOBS)), *reversed(range(len(JOBS)))]:
+        composed = quick.load_sweep_config(sweep, JOBS[number])
+        assert content(composed) == expected[number]
+        assert quick.take(sweep, JOBS[number]) is composed
         with open_dict(composed):  # no other job may see this
             composed.trainer.max_steps, composed.new = -1, 1
+
+
+@pytest.mark.parametrize("overrides", JOBS[3:], ids=str)
+def test_a_single_job_has_the_configuration_of_its_sweep(
+    overrides: list[str], hydra: Hydra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = hydra.compose_config("config", overrides, RunMode.MULTIRUN)
+    overrides = list(sweep.hydra.overrides.task)
+    expected = content(hydra.config_loader.load_sweep_config(sweep, overrides))
+    quick = SweepLoader.over(hydra.config_loader)
+    monkeypatch.setattr(type(hydra.config_loader), "load_configuration", None)  # not once more
+    composed = quick.load_sweep_config(sweep, overrides)
+    assert content(composed) == expected
+    with open_dict(composed):
+        composed.new = 1
+    assert "new" not in sweep
+
+
+def test_a_job_of_a_sweep_over_one_setting_is_composed(hydra: Hydra) -> None:
+    overrides = ["seed=choice(3)"]
+    sweep = hydra.compose_config("config", overrides, RunMode.MULTIRUN)
+    quick = SweepLoader.over(hydra.config_loader)
+    with pytest.raises(ConfigCompositionException, match="requires --multirun"):
+        quick.load_sweep_config(sweep, overrides)
+    assert quick.load_sweep_config(sweep, ["seed=3"]).seed == 3
 
 
 def test_hydras_own_loader_composes_with_any_other_version_of_hydra(
@@ -80,7 +111,7 @@ def test_hydras_own_loader_composes_if_its_result_differs(
         return config
 
     monkeypatch.setattr(SweepLoader, "_compose_config_from_defaults_list", differ)
-    for overrides in JOBS:
+    for overrides in JOBS[:4]:
         expected = content(hydras.load_sweep_config(sweep, overrides))
         assert content(quick.load_sweep_config(sweep, overrides)) == expected
 

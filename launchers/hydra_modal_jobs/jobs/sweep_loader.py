@@ -27,7 +27,8 @@ class SweepLoader(ConfigLoaderImpl):
     """Takes the place of Hydra's own loader, for its sweeper as well.
 
     A sweeper composes every job to see whether it can be composed, then its launcher composes it
-    again: `take` returns what the sweeper composed.
+    again: `take` returns what the sweeper composed. A job whose overrides are those of the sweep
+    has the sweep's own configuration, so a single job is not composed again.
     """
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
@@ -64,6 +65,8 @@ class SweepLoader(ConfigLoaderImpl):
         return config
 
     def _compose(self, master: DictConfig, overrides: list[str]) -> DictConfig:
+        if _is_same(master, overrides):
+            return copy.deepcopy(master)
         if self._is_quick is None:
             if self._first is None:  # a single job needs no speed
                 config = self._own.load_sweep_config(master, overrides)
@@ -99,6 +102,18 @@ class SweepLoader(ConfigLoaderImpl):
             if len(self._merged) < _MAX_KEPT:
                 self._merged[key] = merged
         return copy.deepcopy(merged)
+
+
+def _is_same(master: DictConfig, overrides: list[str]) -> bool:
+    """Return whether a job with these overrides has the configuration of the sweep itself.
+
+    Only for a sweep, Hydra leaves out groups without a choice and takes several values.
+    """
+    hydras = master.hydra
+    if list(hydras.overrides.task) != overrides or OmegaConf.missing_keys(hydras.runtime.choices):
+        return False
+    words = OverridesParser.create().parse_overrides(overrides)
+    return not any(word.is_sweep_override() for word in words)
 
 
 def _content(config: DictConfig) -> tuple[Any, dict[str, Any]]:

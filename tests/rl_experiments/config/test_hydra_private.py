@@ -1,4 +1,4 @@
-"""The faster `--help` prints what Hydra's own prints, and steps aside for another Hydra."""
+"""What is faster than Hydra's own does the same, and steps aside for another Hydra."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
 
-from rl_experiments.config.hydra_private import fast_help
+from rl_experiments.config.hydra_private import always_multirun, fast_help
+from rl_experiments.config.registration import register
+from rl_experiments.paths import CONF_DIR
 
 UNCHANGED = ConfigLoaderImpl._parse_overrides_and_create_caching_repo
 
@@ -61,3 +66,19 @@ def test_hydra_is_as_before_after_the_help() -> None:
     with fast_help():
         assert ConfigLoaderImpl._parse_overrides_and_create_caching_repo is not UNCHANGED
     assert ConfigLoaderImpl._parse_overrides_and_create_caching_repo is UNCHANGED
+
+
+def test_a_launch_is_a_sweep_as_hydra_reads_it_from_the_configuration(
+    hydra_restore_singletons: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    search_path = create_config_search_path(str(CONF_DIR))
+    own = Hydra.create_main_hydra2(task_name="test", config_search_path=search_path)
+    assert own.get_mode("config", ["hydra.verbose=false"]) is RunMode.MULTIRUN
+    unchanged = Hydra.get_mode
+    with always_multirun():
+        assert own.get_mode("config", ["no_such_setting=1"]) is RunMode.MULTIRUN
+    assert Hydra.get_mode is unchanged
+    monkeypatch.setattr(hydra, "__version__", "1.4.0")
+    with always_multirun():
+        assert Hydra.get_mode is unchanged
