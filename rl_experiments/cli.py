@@ -36,7 +36,7 @@ from rl_experiments.errors import UserError
 from rl_experiments.evaluation.played_environment import played_environment
 from rl_experiments.paths import CONF_DIR, RUNS
 from rl_experiments.terminal import interrupts
-from rl_experiments.terminal.text import printable
+from rl_experiments.terminal.text import print_line
 
 _EXIT_CODE_OF_CTRL_C = 130  # 128 + SIGINT, as shells have it
 
@@ -184,14 +184,16 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     if words and words[0] == "help":
         words = ["--help", *words[1:]]
     if "--version" in words or words == ["version"]:
-        print(f"rl-experiments {version('rl-experiments')} (Hydra {hydra.__version__})")
+        print_line(f"rl-experiments {version('rl-experiments')} (Hydra {hydra.__version__})")
         sys.exit(0)
     given = [word for word in words if word in VERBS]
     if not {"--help", "-h"}.isdisjoint(words) and given and VERBS[given[0]].usage:
-        print(VERBS[given[0]].usage)
+        print_line(VERBS[given[0]].usage)
         sys.exit(0)
     if words and words[0] in VERBS and VERBS[words[0]].has_arguments:
         return words[0], words[1:]
+    if words and words[0] == "plan":
+        _refuse_plan_of(words[1:2])
     refuse_ways_around_the_launcher(words)
     refuse_stray_words(words, VERBS)
     verbs: list[str] = []
@@ -202,11 +204,16 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     if "plan" in verbs:
         verbs = [verb for verb in verbs if verb != "plan"]
         rest.append("hydra.launcher.plan_only=true")
-        if verbs and not VERBS[verbs[0]].is_job:
-            raise UserError(f"plan {verbs[0]}: plan shows what train or evaluate would run")
+        _refuse_plan_of(verbs)
     if len(set(verbs)) > 1:
         raise UserError(f"{' and '.join(verbs)}: give one verb")
     return verbs[0] if verbs else DEFAULT_VERB, rest
+
+
+def _refuse_plan_of(words: Sequence[str]) -> None:
+    """Raise a `UserError` if the first word is a verb that runs no job."""
+    if words and words[0] in VERBS and not VERBS[words[0]].is_job:
+        raise UserError(f"plan {words[0]}: plan shows what train or evaluate would run")
 
 
 def _run_jobs(verb: str, overrides: list[str]) -> None:
@@ -292,5 +299,5 @@ def _help_of_verbs() -> str:
 
 
 def _exit_with(message: str, code: int = 1) -> NoReturn:
-    print(printable(message), file=sys.stderr)
+    print_line(message, is_error=True)
     sys.exit(code)

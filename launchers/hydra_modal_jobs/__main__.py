@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.errors import CompactHydraException
 
 from hydra_modal_jobs import run_commands
-from hydra_modal_jobs.text import printable
+from hydra_modal_jobs.text import print_line, printable
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     except CompactHydraException as error:
         sys.exit(printable(str(error)))
     except KeyboardInterrupt as stop:
-        print(printable(str(stop)), file=sys.stderr)
+        print_line(str(stop), is_error=True)
         sys.exit(130)
 
 

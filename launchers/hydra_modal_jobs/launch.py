@@ -28,7 +28,7 @@ from hydra_modal_jobs.launch_checks import by_backend_name, check
 from hydra_modal_jobs.manifest import RunManifest, spent_usd
 from hydra_modal_jobs.paths import JOB_FILE, LAUNCH_FILE, MULTIRUN_FILE
 from hydra_modal_jobs.secrets import Secrets
-from hydra_modal_jobs.text import printable
+from hydra_modal_jobs.text import print_line
 
 
 class LaunchedJobReturn(JobReturn):
@@ -68,7 +68,7 @@ def launch(
     except LaunchRefused as refused:
         raise LaunchRefused(report.with_own_names(str(refused), jobs)) from None
     except UserLeft as left:
-        print(printable(str(left)), file=sys.stderr)
+        print_line(str(left), is_error=True)
         sys.exit(130)
     finally:
         HydraConfig.instance().cfg = before
@@ -238,7 +238,7 @@ def _print_detached(jobs: list[Job], manifest: RunManifest) -> None:
     remote = [job for job in jobs if backend_of(job.settings).is_remote]
     title = backend_of(remote[0].settings).title
     command, count = jobs[0].settings.command, len(remote)
-    print(
+    print_line(
         f"{count} {'job' if count == 1 else 'jobs'} queued {title}.\n"
         f"  watch:  {command} runs attach {manifest.name}\n"
         f"  end:    {command} runs cancel {manifest.name}"

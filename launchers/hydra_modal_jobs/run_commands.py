@@ -21,7 +21,7 @@ from hydra_modal_jobs.jobs.saved import describe
 from hydra_modal_jobs.manifest import RunManifest, is_run, run_folders, run_name
 from hydra_modal_jobs.resuming import resume_run, wait_until_ended
 from hydra_modal_jobs.tables import plain_table
-from hydra_modal_jobs.text import printable
+from hydra_modal_jobs.text import print_line
 
 _TRUST = "--trust"
 
@@ -119,7 +119,7 @@ def _list(root: Path) -> None:
         launched = manifest.content["created"]
         table.add_row(run_name(folder), launched, str(len(states)), counts, f"{usd:.2f}")
     if not folders:
-        print(f"No runs in {root}/ yet.")
+        print_line(f"No runs in {root}/ yet.")
         return
     Console(file=sys.stdout).print(table)
 
@@ -155,17 +155,17 @@ def _logs(run: _Run, words: list[str]) -> None:
     for entry in chosen:
         prefix = f"[{entry['num']}] " if len(chosen) > 1 else ""
         for line in run.backend(entry).read_log(entry["num"]).splitlines():
-            print(prefix + printable(line))
+            print_line(prefix + line)
 
 
 def _cancel(run: _Run, words: list[str]) -> None:
     going = [run.job(entry) for entry in run.chosen(words) if run.is_going(entry)]
     if not going:
-        print("No job of this run is queued, or running without its launch.")
+        print_line("No job of this run is queued, or running without its launch.")
         return
     wait_until_ended(run.manifest, going, cancels=True)
     count = len(going)
-    print(f"{count} {'job' if count == 1 else 'jobs'} ended; what they saved is kept.")
+    print_line(f"{count} {'job' if count == 1 else 'jobs'} ended; what they saved is kept.")
 
 
 def _pull(run: _Run, words: list[str]) -> None:
@@ -174,9 +174,9 @@ def _pull(run: _Run, words: list[str]) -> None:
         folder = run.manifest.folder_of(entry)
         names = run.backend(entry).fetch(entry["num"], checkpoints=checkpoints)
         if names is None:
-            print(f"[{entry['num']}] its files are here: {folder}")
+            print_line(f"[{entry['num']}] its files are here: {folder}")
         else:
-            print(f"[{entry['num']}] {len(names)} files fetched into {folder}")
+            print_line(f"[{entry['num']}] {len(names)} files fetched into {folder}")
 
 
 def _folder(word: str, root: Path) -> Path:

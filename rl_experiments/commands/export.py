@@ -21,6 +21,7 @@ from rl_experiments.export.destinations import (
 )
 from rl_experiments.export.model import save_model
 from rl_experiments.paths import CONFIG_FILE, RECORDS_FOLDER, RUNS
+from rl_experiments.terminal.text import print_line
 
 
 def export(words: Sequence[str]) -> None:
@@ -44,7 +45,7 @@ def export(words: Sequence[str]) -> None:
         (folder / "README.md").write_text(Secrets.from_environment().redact(card))
         size_bytes = sum(path.stat().st_size for path in folder.iterdir())
         place = destination.send(folder)
-        print(f"{checkpoint} is in {place} ({size_bytes / 1e6:,.1f} MB)")
+        print_line(f"{checkpoint} is in {place} ({size_bytes / 1e6:,.1f} MB)")
 
 
 def _parse(words: Sequence[str]) -> tuple[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from rl_experiments.paths import CONF_DIR
+from rl_experiments.terminal.text import print_line
 
 
 def override_texts(overrides: Sequence[str]) -> dict[str, str]:
@@ -51,7 +51,7 @@ def _present_name(environment: str) -> str:
     if _is_in_conf(environment) or not _is_in_conf(name):
         return environment
     if name == "tool_test" and environment != "tool-test":
-        print(f"env={environment}: an old name; it is tool_test now", file=sys.stderr)
+        print_line(f"env={environment}: an old name; it is tool_test now", is_error=True)
     return name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 _COLOURS = re.compile(r"\x1b\[[\d;:]*m")
 # What moves the cursor, sets a title, clears the screen, reorders a line, or cannot be printed:
@@ -20,3 +21,8 @@ def printable(text: str) -> str:
     """
     text = _COLOURS.sub("", text.replace("\r\n", "\n"))
     return _UNSAFE.sub(lambda unsafe: unsafe[0].encode("unicode_escape").decode(), text)
+
+
+def print_line(text: str, *, is_error: bool = False) -> None:
+    """Print a text that may hold words of others, on standard error if `is_error`."""
+    print(printable(text), file=sys.stderr if is_error else sys.stdout, flush=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hydra_modal_jobs.text import print_line
+
 
 class AnotherAttempt(Exception):
     """Raised so that Modal runs the job again, in a new container, from its last checkpoint.
@@ -25,7 +27,7 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
         try:
             volume.commit()
         except Error as error:  # the files stay here, and the next commit takes them along
-            print(f"the volume could not be committed: {error}", flush=True)
+            print_line(f"the volume could not be committed: {error}")
 
     try:
         volume.reload()

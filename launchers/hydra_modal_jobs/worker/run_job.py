@@ -30,7 +30,7 @@ from hydra_modal_jobs.jobs.result import Outcome, pack
 from hydra_modal_jobs.jobs.serialize import load_config, load_task
 from hydra_modal_jobs.paths import ERROR_FILE
 from hydra_modal_jobs.secrets import Secrets
-from hydra_modal_jobs.text import printable
+from hydra_modal_jobs.text import print_line
 
 _INTERRUPTED_STATUS = 130
 
@@ -172,9 +172,9 @@ def _print_end(outcome: Outcome, error: BaseException | None) -> None:
     if outcome.failure is not None:
         is_for_users = isinstance(error, HydraException)
         text = outcome.failure.line if is_for_users else outcome.failure.traceback
-        print(printable(text), file=sys.stderr, flush=True)
+        print_line(text, is_error=True)
     elif outcome.state == "interrupted":
-        print(printable(outcome.last_words) or "interrupted", file=sys.stderr, flush=True)
+        print_line(outcome.last_words or "interrupted", is_error=True)
 
 
 def _listen_to_interrupts(listens: bool) -> None:

@@ -49,3 +49,27 @@ def test_mistakes_name_what_to_give(run: Path) -> None:
         with pytest.raises(UserError) as refused:
             push(words)
         assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("content", ["{", "a: [", "\x00", "- 1", "checkpoint: 3", ""])
+def test_one_broken_job_hides_no_other(
+    run: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for job in ("00", "2"):  # before and after the good one
+        (run / job).mkdir()
+        (run / job / "config.yaml").write_text(content)
+    with pytest.raises(UserError) as refused:
+        push(["sweep", "checkpoint.store=store"])
+    out, err = capsys.readouterr()
+    assert "runs/sweep/0: steps 3 are in store" in out
+    bad = [line for line in err.splitlines() if "config.yaml: " in line]
+    assert len(bad) == 1 and bad[0].startswith("runs/sweep/2/config.yaml: ")
+    assert str(refused.value).startswith("runs/sweep/00/config.yaml: ")
+    assert "take it from another copy" in str(refused.value)
+
+
+def test_an_address_cannot_steer_the_terminal(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(["sweep", "checkpoint.store='sto\x1b[2J'"])
+    assert "\x1b" not in capsys.readouterr().out

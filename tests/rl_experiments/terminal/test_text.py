@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 
+import hydra_modal_jobs
 import pytest
 from hydra_modal_jobs import tables as launcher_tables
 from hydra_modal_jobs import text as launcher_text
 from rich.console import Console
 from rich.table import Table
 
+import rl_experiments
 from rl_experiments.terminal import tables, text
 from rl_experiments.terminal.progress import Progress
 
@@ -65,10 +69,24 @@ def test_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_launchers_copies_are_equal() -> None:
     for here, copy in (
         (text.printable, launcher_text.printable),
+        (text.print_line, launcher_text.print_line),
         (tables.PlainTable, launcher_tables.PlainTable),
     ):
         assert inspect.getsource(here) == inspect.getsource(copy)
     assert text._UNSAFE == launcher_text._UNSAFE
+
+
+def test_nothing_is_printed_past_the_function_that_makes_it_harmless() -> None:
+    """What is printed bare holds no words of others: lines that are harmless already, and words."""
+    allowed = {"print(separator.join(words))", "print(line)"}
+    for package in (rl_experiments, hydra_modal_jobs):
+        for file in Path(package.__file__ or "").parent.rglob("*.py"):
+            if file.name == "text.py":
+                continue
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+                    node.keywords = []
+                    assert ast.unparse(node) in allowed, f"{file}: {ast.unparse(node)}"
 
 
 def _print(table: Table) -> None:
