@@ -24,7 +24,8 @@ def plot_learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) ->
 
     records = list(read_json_lines(metrics))
     steps = [record["step"] for record in records]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.12, top=0.97, wspace=0.18)
     colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     panels = ((axes[0], "win_rate", "win rate"), (axes[1], "reward", "reward of an episode"))
     for axis, key, label in panels:
@@ -37,7 +38,9 @@ def plot_learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) ->
                 x = 0 if name == "before" else max(steps, default=0)
                 bar = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
                 axis.errorbar(x, estimate.value, yerr=bar, fmt="ko", capsize=4, ms=4, zorder=5)
-                axis.annotate(name, (x, estimate.value), (4, 6), textcoords="offset points")
+                side, right = ("left", 4) if name == "before" else ("right", -4)
+                place = (x, estimate.value)
+                axis.annotate(name, place, (right, 6), textcoords="offset points", ha=side)
             else:
                 colour = colours[1 + i % (len(colours) - 1)]
                 axis.axhline(estimate.value, ls="--", lw=1, color=colour, label=name)

@@ -169,14 +169,18 @@ def _typed(plain: DictConfig, types: dict[str, str]) -> DictConfig:
     for path in sorted(types, key=lambda path: (path != "", path.count("."))):
         module, _, name = types[path].partition(":")
         try:
-            node = OmegaConf.structured(getattr(importlib.import_module(module), name))
+            kind = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError):
             continue
+        node = OmegaConf.select(base, path) if path else None
+        if node is None or OmegaConf.get_type(node) is not kind:  # an outer class has not made it
+            node = OmegaConf.structured(kind)
+            if path:
+                OmegaConf.update(base, path, node, merge=False, force_add=True)
+                node = OmegaConf.select(base, path)
+            else:
+                base = node
         OmegaConf.set_struct(node, False)  # Hydra adds keys that a class does not have
-        if path:
-            OmegaConf.update(base, path, node, merge=False, force_add=True)
-        else:
-            base = node
     merged = OmegaConf.merge(base, plain)
     assert isinstance(merged, DictConfig)
     for path in types:
