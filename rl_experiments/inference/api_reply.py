@@ -120,15 +120,6 @@ def arguments_text(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
-def _unwrapped(arguments: str) -> str:
-    """Return arguments as they were before a server made JSON text of the JSON text."""
-    try:
-        inner = json.loads(arguments) if arguments.lstrip().startswith('"') else ""
-        return str(inner) if isinstance(json.loads(inner), dict) else arguments
-    except (TypeError, ValueError, RecursionError):
-        return arguments
-
-
 def _choice(answer: Any) -> Mapping[str, Any]:
     """Return the first choice of a completion; empty where an error stands in its place."""
     choices = answer.get("choices") if isinstance(answer, Mapping) else None
@@ -177,7 +168,7 @@ def _calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
         if not call_id or call_id in (call.id for call in calls):
             call_id = f"call_{len(calls)}{'_' if call_id else ''}{call_id}"
         name = str(well_formed(function["name"]))
-        arguments = _unwrapped(arguments_text(function.get("arguments")))
+        arguments = arguments_text(function.get("arguments"))
         calls.append(ToolCall(call_id, name, str(well_formed(arguments))))
     return tuple(calls)
 

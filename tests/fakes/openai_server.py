@@ -37,6 +37,8 @@ class OpenAIServer(Loopback):
         self.latency = 0.0  # seconds
         self.usage: dict[str, Any] | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.refuses: tuple[int, Body] | None = None  # status and body, for every request
+        # Status and content (JSON, or a text that is sent as it is); None for the usual answer.
+        self.answer: Callable[[Body], tuple[int, Any] | None] = lambda body: None
         self.withholds: Callable[[Body], bool] = lambda body: False  # requests never answered
         self.withheld: list[Body] = []
         self.requests: list[Body] = []
@@ -97,6 +99,8 @@ class _Handler(Handler):
             return self._send(404, {"error": {"message": "no such path"}})
         if owner.refuses:
             return self._send(*owner.refuses)
+        if (odd := owner.answer(body)) is not None:
+            return self._odd(*odd)
         if owner.withholds(body):
             owner.withheld.append(body)
             time.sleep(_WITHHELD_SECONDS)
@@ -164,6 +168,12 @@ class _Handler(Handler):
     def _event(self, piece: Body) -> None:
         self.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())
         self.wfile.flush()
+
+    def _odd(self, status: int, content: Any) -> bool:
+        if not isinstance(content, str):
+            return self._send(status, content)
+        kind = "text/event-stream" if content.startswith("data:") else "text/html"
+        return self._bytes(status, kind, content.encode())
 
     def _send(self, status: int, body: Body, *, retry: str | None = None) -> bool:
         return self._bytes(status, "application/json", json.dumps(body).encode(), retry=retry)

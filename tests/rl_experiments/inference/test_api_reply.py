@@ -94,7 +94,7 @@ def test_an_error_beside_the_choice_is_no_reply() -> None:
     [
         ('{"x": 1}', '{"x": 1}'),
         ({"x": 1}, '{"x": 1}'),
-        ('"{\\"x\\": 1}"', '{"x": 1}'),  # encoded twice
+        ('"{}"', '"{}"'),  # a model that writes text for an object is wrong here as anywhere
         (None, ""),
         ({}, "{}"),
         ("not json", "not json"),
