@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -10,7 +11,7 @@ import re
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -109,9 +110,14 @@ def _same_distribution(jobs: list[Job]) -> set[str]:
     file = getattr(sys.modules.get(module), "__file__", None)
     if not file or not _is_installed(Path(file).resolve()):
         return set()
-    by_package = importlib.metadata.packages_distributions()
+    by_package = _distributions_by_package()
     owner = by_package.get(module, [])[:1]
     return {name for name, owners in by_package.items() if owner and owner[0] in owners}
+
+
+@functools.cache  # reading them takes a second where many are installed
+def _distributions_by_package() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def _mentioned(jobs: list[Job]) -> set[str]:
@@ -160,10 +166,14 @@ def _local_paths(module: str, distributed: set[str]) -> Iterable[Path]:
 
 def _is_installed(path: Path) -> bool:
     """Return whether a path belongs to the standard library or to an installed package."""
-    library = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
     if re.search(r"[/\\](site|dist)-packages([/\\]|$)", str(path)):
         return True
-    return any(path.is_relative_to(folder) for folder in library)
+    return any(path.is_relative_to(folder) for folder in _standard_library())
+
+
+@functools.cache
+def _standard_library() -> set[Path]:
+    return {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 
 
 def _config_folders(jobs: list[Job]) -> list[Path]:
