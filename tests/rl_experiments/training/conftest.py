@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def libraries_are_no_garbage() -> None:
+    """Keep what is imported out of garbage collections, which each training runs several of."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

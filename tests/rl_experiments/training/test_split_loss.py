@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +18,76 @@ from tests.support.trainers import small_trainer
 
 pytestmark = pytest.mark.slow
 
-# Four optimizer steps would differ by what the first one changed: one is compared.
-_ONE_STEP = [
-    "trainer.max_steps=1",
+# The weights stay as they are, so that the optimizer steps can be compared.
+_STANDING_STILL = [
+    "trainer.learning_rate=1e-30",
     "trainer.per_device_train_batch_size=8",
     "trainer.steps_per_generation=1",
-    "checkpoint.every_steps=1",
+    "trainer.max_grad_norm=1e9",
+    "checkpoint.every_steps=9",
     "env.max_moves=5",
     "env.earlier_turns=0",
     "checks.max_logp_difference=9",
+    "memory.micro_batch_tokens=200",
 ]
-_PARTS = "memory.micro_batch_tokens=200"
+_FILLERS = 24
 
 
-class KeepGradient(TrainerCallback):  # type: ignore[misc]
-    """Keeps the gradient of the last optimizer step, as one tensor."""
+class Gradients(TrainerCallback):  # type: ignore[misc]
+    """Keeps the gradient of each optimizer step, as one tensor, before it is clipped."""
+
+    def __init__(self) -> None:
+        self.gradients: list[torch.Tensor] = []
 
     def on_pre_optimizer_step(self, *args: Any, model: torch.nn.Module, **kwargs: Any) -> None:
         gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        self.gradient = torch.cat(gradients)
+        self.gradients.append(torch.cat(gradients))
 
 
-def gradient(trainer: EpisodeTrainer) -> torch.Tensor:
-    """Return the gradient of the trainer's one step, before it is clipped to a norm of 1."""
-    keep = KeepGradient()
-    trainer.add_callback(keep)
+def trainer_of(folder: Path, *overrides: str) -> EpisodeTrainer:
+    return small_trainer(folder, *_STANDING_STILL, *overrides)
+
+
+def gradients(
+    folder: Path, *overrides: str, ways: Sequence[Sequence[str]]
+) -> tuple[list[torch.Tensor], EpisodeTrainer]:
+    """Return the gradient of the same episodes computed in each of the ways, and the trainer.
+
+    A way holds "parts" if the mini-batch is split, and "filled" if samples without a loss fill it.
+    """
+    trainer = trainer_of(folder, f"trainer.max_steps={len(ways)}", *overrides)
+    play, collate, parts = trainer._play_groups, trainer._collate, trainer.micro_batch_tokens
+    assert parts == 200
+    played = cache(play)
+
+    def prepare(samples: Any) -> Any:
+        way = ways[trainer.state.global_step]
+        trainer.micro_batch_tokens = parts if "parts" in way else None
+        if "filled" not in way:
+            return collate(samples)
+        # As if another process had more samples, so that this one fills up.
+        trainer.args.steps_per_generation = len(samples) + _FILLERS
+        try:
+            return collate(samples)
+        finally:
+            trainer.args.steps_per_generation = 1
+
+    first: list[tuple[int, ...]] = []
+
+    def play_once(seeds: Sequence[int]) -> Any:
+        first.append(tuple(seeds))
+        return played(first[0])
+
+    trainer._play_groups = play_once  # type: ignore[method-assign]
+    trainer._collate = prepare  # type: ignore[method-assign]
+    callback = Gradients()
+    trainer.add_callback(callback)
     trainer.train()
-    return keep.gradient
+    return callback.gradients, trainer
 
 
 def relative_difference(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first - second).norm() / second.norm())
-
-
-def step(folder: Path, *overrides: str) -> EpisodeTrainer:
-    return small_trainer(folder, *_ONE_STEP, "trainer.max_grad_norm=1e9", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +96,7 @@ def expert_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = str(tmp_path_factory.getbasetemp() / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", cache)
-        tiny = step(tmp_path_factory.mktemp("tiny")).model.name_or_path
+        tiny = trainer_of(tmp_path_factory.mktemp("tiny")).model.name_or_path
     folder = tmp_path_factory.mktemp("experts")
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     model = tiny_model("qwen3-moe", vocab_size=len(tokenizer), router_aux_loss_coef=0.5)
@@ -71,11 +108,6 @@ def expert_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _TERMS = {
     "entropy": ["+trainer.extra.entropy_coef=0.1"],
     "entropy of means": ["trainer.loss_type=grpo", "+trainer.extra.entropy_coef=0.1"],
-    "adaptive entropy": [
-        "+trainer.extra.use_adaptive_entropy=true",
-        "+trainer.extra.entropy_coef=0.05",
-        "+trainer.extra.entropy_target=5.0",
-    ],
     "high entropy": ["+trainer.extra.top_entropy_quantile=0.5"],
     "entropy of high entropy": [
         "+trainer.extra.top_entropy_quantile=0.5",
@@ -88,13 +120,25 @@ _TERMS = {
 
 @pytest.mark.parametrize("term", _TERMS)
 def test_parts_give_the_gradient_of_the_whole(tmp_path: Path, term: str) -> None:
-    whole = gradient(step(tmp_path / "whole", *_TERMS[term]))
-    trainer = step(tmp_path / "parts", *_TERMS[term], _PARTS)
-    parts = gradient(trainer)
+    (whole, parts), trainer = gradients(tmp_path, *_TERMS[term], ways=[["whole"], ["parts"]])
+    assert whole.norm() > 0 and relative_difference(parts, whole) < 1e-4
+    of_whole, of_parts = (entry["loss"] for entry in trainer.state.log_history[:2])
+    assert of_parts == pytest.approx(of_whole, rel=1e-3, abs=1e-5)
+
+
+def test_parts_adapt_the_entropy_bonus_once(tmp_path: Path) -> None:
+    """Each optimizer step adapts it: the first steps of two trainers are compared."""
+    adaptive = [
+        "+trainer.extra.use_adaptive_entropy=true",
+        "+trainer.extra.entropy_coef=0.05",
+        "+trainer.extra.entropy_target=5.0",
+    ]
+    ((whole,), _), ((parts,), trainer) = (
+        gradients(tmp_path / way, *adaptive, ways=[[way]]) for way in ("whole", "parts")
+    )
     assert whole.norm() > 0 and relative_difference(parts, whole) < 1e-4
     entry = trainer.state.log_history[0]
-    if term == "adaptive entropy":
-        assert entry["entropy_coef"] == pytest.approx(0.05 + 0.005)  # adapted once, by TRL's delta
+    assert entry["entropy_coef"] == pytest.approx(0.05 + 0.005)  # adapted once, by TRL's delta
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo"])
@@ -108,35 +152,16 @@ def test_parts_balance_experts_as_the_whole_does(
         f"trainer.loss_type={loss_type}",
         f"+trainer.extra.entropy_coef={bonus}",
     ]
-    first, second = (
-        step(tmp_path / "whole", *overrides),
-        step(tmp_path / "parts", *overrides, _PARTS),
-    )
-    whole, parts = gradient(first), gradient(second)
+    (whole, parts), trainer = gradients(tmp_path, *overrides, ways=[["whole"], ["parts"]])
     assert relative_difference(parts, whole) < 1e-4
     for name in ("loss", "aux_loss"):
-        of_parts, of_whole = (t.state.log_history[0][name] for t in (second, first))
+        of_whole, of_parts = (entry[name] for entry in trainer.state.log_history[:2])
         assert of_parts == pytest.approx(of_whole, rel=1e-3)
 
 
-@pytest.mark.parametrize("parts", [False, True])
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "luspo", "sapo", "dapo", "bnpo"])
-def test_samples_that_fill_a_batch_up_change_no_gradient(
-    tmp_path: Path, loss_type: str, parts: bool
-) -> None:
+def test_samples_that_fill_a_batch_up_change_no_gradient(tmp_path: Path, loss_type: str) -> None:
     overrides = [f"trainer.loss_type={loss_type}", "+trainer.extra.entropy_coef=0.01"]
-    plain = gradient(step(tmp_path / "plain", *overrides))
-    trainer = step(tmp_path / "filled", *overrides, *([_PARTS] if parts else ()))
-    collate, fillers = trainer._collate, 24
-
-    def with_fillers(samples: Any) -> Any:
-        """Collate as if another process had more samples, so that this one fills up."""
-        steps = trainer.args.steps_per_generation
-        trainer.args.steps_per_generation = len(samples) + fillers
-        try:
-            return collate(samples)
-        finally:
-            trainer.args.steps_per_generation = steps
-
-    trainer._collate = with_fillers  # type: ignore[method-assign]
-    assert relative_difference(gradient(trainer), plain) < 1e-4
+    ways = [["whole"], ["filled"], ["filled", "parts"]]
+    (plain, *filled), _ = gradients(tmp_path, *overrides, ways=ways)
+    assert all(relative_difference(each, plain) < 1e-4 for each in filled)

@@ -6,21 +6,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from trl import GRPOConfig
 
-from rl_experiments.config.registration import register
 from rl_experiments.config.schema import Config, TrainerConfig
 from rl_experiments.errors import UserError
-from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 from rl_experiments.training.grpo_config import make_grpo_config
+from tests.support.trainers import composed
 
 
 def config(*overrides: str) -> Config:
-    register()
-    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
-        return check(compose("config", ["name=x", *overrides])).config
+    return check(composed("name=x", *overrides)).config
 
 
 @pytest.mark.parametrize(
