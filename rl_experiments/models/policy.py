@@ -32,6 +32,7 @@ from rl_experiments.models.loading import (
 )
 from rl_experiments.models.memory import MemoryPlan, plan_memory
 from rl_experiments.models.memory_needs import BYTES_PER_GIB, ModelDims
+from rl_experiments.models.template_check import check_template
 from rl_experiments.models.tiny import best_device
 from rl_experiments.paths import VLLM_LOG_FILE
 from rl_experiments.rollout.renderer import RendererCache, end_of_turn
@@ -93,13 +94,15 @@ def load_policy(
     """Load the checkpoint, or else the model of the configuration, on the best device.
 
     `folder` is the run's, for the engine's log. `trains` loads the weights for training. Raises a
-    `UserError` if the model cannot be loaded or does not fit the GPU.
+    `UserError` if the model cannot be loaded, does not fit the GPU, or has a chat template that
+    cannot write the environment's messages.
     """
     quiet_libraries()
     path = resolve_model_path(config, environment)
     uses_server = uses_vllm(config) and config.vllm.mode is VllmMode.server
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
+        template_notes = check_template(tokenizer, environment, seed=config.seed)
         model = None
         if trains or not uses_server:
             model = load_model(path, config, trains=trains).to(best_device())
@@ -110,6 +113,7 @@ def load_policy(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     notes = [f"{name} has no effect {reason}" for name, reason in without_effect(config)]
+    notes += template_notes
     if trains and config.model.lora.enabled and not hasattr(model, "peft_config"):
         notes.append(adapted_note(model, lora_config(config.model)))
     if not uses_vllm(config):

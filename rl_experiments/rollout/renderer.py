@@ -1,4 +1,4 @@
-"""Episodes as tokens: the chat template cut into segments, so that no reply is tokenised again."""
+"""Episodes as tokens: the chat template cut at the replies, so that none is tokenised again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rl_experiments.rollout.chat_template import ChatTemplate, UnusableTemplate
+from rl_experiments.rollout.text_encoder import ObservationText, TextEncoder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Contents that mark the places of the messages in a rendered template.
-_FIRST, _REPLY, _NEXT = "\x01first\x01", "\x01reply\x01", "\x01next\x01"
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,14 @@ class ChatTurn:
     reply_ids: Sequence[int] = ()
 
 
-class _Segments(NamedTuple):
-    """The template's tokens around an observation that follows a reply."""
+class _Frame(NamedTuple):
+    """What the template writes around an observation."""
 
-    before: list[int]  # the observation, if the reply ended with the token that ends its turn
-    before_after_cut: list[int]  # the observation, if the reply was cut off: closes it first
+    before: list[int]  # tokens, the observation's own piece of text follows
+    before_after_cut: list[int]  # the same where the reply before was cut off: closes it first
     end: int | None  # the token that ends a reply's turn, if the template has one
-    after: list[int]  # the observation; the next reply begins here
+    piece: ObservationText
+    after: list[int]  # tokens; the next reply begins here
 
 
 @dataclass
@@ -39,31 +40,37 @@ class Renderer:
     """The chat format of a tokenizer for one system prompt and set of tools.
 
     A reply ends with any of `end_ids`, the tokenizer's EOS or the template's own end of a turn. In
-    the history stands the template's.
+    the history stands the template's. Raises an `UnusableTemplate` where the chat template cannot
+    write the chat.
     """
 
     tokenizer: PreTrainedTokenizerBase
     system_prompt: str = ""
     tools: list[dict[str, Any]] | None = None
     end_ids: Collection[int] = ()
-    _segments: dict[str, _Segments] = field(default_factory=dict)  # by role of the observation
+    _frames: dict[str, _Frame] = field(default_factory=dict)  # by role of the observation
 
     def __post_init__(self) -> None:
-        head, tail = self._render([{"role": "user", "content": _FIRST}]).split(_FIRST)
-        self._head, self._tail = self._encode(head), self._encode(tail)
+        self._template = ChatTemplate(self.tokenizer, self.system_prompt, self.tools)
+        self._encoder = TextEncoder(self.tokenizer)
+        self._first = self._first_frame()
         # Looking these up costs a microsecond, and a prompt may walk through hundreds of turns.
         self._end_ids = frozenset([*self.end_ids, self.tokenizer.eos_token_id])
-        self._special_ids = _special_ids(self.tokenizer)
-        self._backend = getattr(self.tokenizer, "backend_tokenizer", None)  # slow ones have none
         # An observation is part of the prompt of every turn that still shows it. The cache holds
         # dozens of whole episodes where the full history is shown.
-        self._encode_text = lru_cache(maxsize=32768)(self._encode_text_uncached)
+        self._encode_observation = lru_cache(maxsize=32768)(self._encode_observation_uncached)
         # Where replies are moves of a game there are few different ones.
         self._decode = lru_cache(maxsize=8192)(self._decode_uncached)
 
+    @property
+    def joins_pieces(self) -> bool:
+        """Whether the template's text and an observation are tokenised together."""
+        return self._encoder.joins_pieces
+
     def prompt(self, turns: Sequence[ChatTurn]) -> list[int]:
         """Return the tokens up to the point where the reply to the last turn begins."""
-        ids = [*self._head, *self._encode_text(turns[0].observation), *self._tail]
+        first = self._first
+        ids = [*first.before, *self._encode_observation("", turns[0].observation), *first.after]
         for before, turn in pairwise(turns):
             self._append(ids, before, turn)
         return ids
@@ -79,89 +86,83 @@ class Renderer:
 
     def encode_text(self, text: str) -> list[int]:
         """Return the tokens of plain text; what looks like a special token stays text."""
-        return list(self._encode_text(text))
+        return self._encoder.encode(text)
 
     def reply_ids(self, text: str) -> list[int]:
         """Return the tokens of a finished reply with this text."""
         end = self.end_of_turn()
-        return [*self.encode_text(text), self.tokenizer.eos_token_id if end is None else end]
+        ids = self._encoder.encode_after(self._opening, text)
+        return [*ids, self.tokenizer.eos_token_id if end is None else end]
 
     def end_of_turn(self) -> int | None:
         """Return the token with which the chat template ends a reply; None if it has none.
 
         A template that cannot write a reply, as of models that only ever answer once, has none.
         """
-        from jinja2 import TemplateError
-
         try:
-            return (self._segments.get("user") or self._segments_of("user")).end
-        except (IndexError, ValueError, TemplateError):
+            return self.frame("user").end
+        except UnusableTemplate:
             return None
 
     def reply_text(self, reply_ids: Sequence[int]) -> str:
-        """Return the text of a reply, without special tokens."""
+        """Return the text of a reply without the token that ends it.
+
+        Its other special tokens stay: with some models they mark calls of tools and thinking.
+        """
         return self._decode(tuple(reply_ids))
 
     def is_finished(self, reply_ids: Sequence[int]) -> bool:
         """Tell whether a reply ends as replies do, rather than at a limit of tokens."""
         return bool(reply_ids) and reply_ids[-1] in self._end_ids
 
+    def frame(self, role: str) -> _Frame:
+        """Return what stands around an observation of this role that follows a reply."""
+        if role not in self._frames:
+            self._frames[role] = self._frame_after_reply(role)
+        return self._frames[role]
+
     def _append(self, ids: list[int], before: ChatTurn, turn: ChatTurn) -> None:
         """Append the reply of the turn before and the observation of `turn` to a prompt."""
         reply_ids = before.reply_ids
-        segments = self._segments.get(turn.role) or self._segments_of(turn.role)
+        frame = self._frames.get(turn.role) or self.frame(turn.role)
         last = reply_ids[-1] if reply_ids else None
-        if last is not None and last == segments.end:
+        if last is not None and last == frame.end:
             ids += reply_ids
-            ids += segments.before
-        elif segments.end is not None and last in self._end_ids:
+            ids += frame.before
+        elif frame.end is not None and last in self._end_ids:
             ids += reply_ids[:-1]  # ended, but not as the template ends a turn
-            ids += segments.before_after_cut
+            ids += frame.before_after_cut
         else:
             ids += reply_ids
-            ids += segments.before_after_cut
-        ids += self._encode_text(turn.observation)
-        ids += segments.after
+            ids += frame.before_after_cut
+        ids += self._encode_observation(turn.role, turn.observation)
+        ids += frame.after
 
-    def _segments_of(self, role: str) -> _Segments:
-        messages = [
-            {"role": "user", "content": _FIRST},
-            {"role": "assistant", "content": _REPLY},
-            {"role": role, "content": _NEXT},
-        ]
-        before_text, after_text = self._render(messages).split(_REPLY)[1].split(_NEXT)
-        closing = self._encode(before_text)
+    def _first_frame(self) -> _Frame:
+        text = self._template.first()
+        self._opening = self._encoder.last_text(text.after)  # of a reply
+        before, piece, after = self._encoder.split(text, at_start=True)
+        return _Frame(self._encoder.ids(before, at_start=True), [], None, piece, after)
+
+    def _frame_after_reply(self, role: str) -> _Frame:
+        text = self._template.after_reply(role)
+        closing, piece, after = self._encoder.split(text, at_start=False)
         # What the template writes first after a reply ends its turn, if only it writes this token.
-        place = next((i for i, each in enumerate(closing) if each in self._special_ids), None)
+        place = next((i for i, each in enumerate(closing) if isinstance(each, int)), None)
         end = None if place is None else closing[place]
-        before = closing if place is None else closing[place + 1 :]
-        self._segments[role] = _Segments(before, closing, end, self._encode(after_text))
-        return self._segments[role]
+        assert not isinstance(end, str)
+        rest = closing if place is None else closing[place + 1 :]
+        return _Frame(self._encoder.ids(rest), self._encoder.ids(closing), end, piece, after)
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        if self.system_prompt:
-            messages = [{"role": "system", "content": self.system_prompt}, *messages]
-        rendered = self.tokenizer.apply_chat_template(
-            messages, tools=self.tools, add_generation_prompt=True, tokenize=False
-        )
-        return str(rendered)
-
-    def _encode_text_uncached(self, text: str) -> tuple[int, ...]:
-        if self._backend is None:
-            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-            return tuple(encoded["input_ids"])
-        # Takes half the time of the call above, which sets these three at every call.
-        self._backend.encode_special_tokens = True
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+    def _encode_observation_uncached(self, role: str, observation: str) -> tuple[int, ...]:
+        frame = self._frames[role] if role else self._first
+        return tuple(self._encoder.encode_observation(frame.piece, observation))
 
     def _decode_uncached(self, ids: tuple[int, ...]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def _encode(self, text: str) -> list[int]:
-        """Return the tokens of a part of the template, whose special tokens count as such."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        end = self.end_of_turn()
+        if ids and (ids[-1] == end or ids[-1] in self._end_ids):
+            ids = ids[:-1]
+        return self._encoder.decode(ids)
 
 
 class RendererCache:
@@ -188,10 +189,7 @@ class RendererCache:
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the token with which the chat template ends a reply; None if it has no such token."""
-    return Renderer(tokenizer).end_of_turn()
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that text cannot be: special ones, and others that were added."""
-    added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    return frozenset([*tokenizer.all_special_ids, *added])
+    try:
+        return Renderer(tokenizer).end_of_turn()
+    except UnusableTemplate:
+        return None
