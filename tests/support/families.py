@@ -98,66 +98,118 @@ class Family:
 
 
 def _family(
-    config: str, template: str, marks: str, specials: str, end: str, ends: str, **settings: Any
+    config: str,
+    template: str,
+    marks: str,
+    *,
+    specials: str,
+    end: str,
+    ends: str,
+    eos: str | None = None,
+    pad: str | None = None,
+    **settings: Any,
 ) -> Family:
+    """Return a family; special tokens and ends are names with spaces between them."""
     names = specials.split()
     bos = next((each for each in ("<bos>", "<s>", "<|begin_of_text|>") if each in names), None)
     unk = "<unk>" if "<unk>" in names else None
-    eos = settings.pop("eos", end)
-    pad = settings.pop("pad", None)
-    tokens = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": unk}
+    tokens = {"bos_token": bos, "eos_token": eos or end, "pad_token": pad, "unk_token": unk}
     return Family(config, template, marks, tuple(names), end, tuple(ends.split()), tokens, settings)
 
 
 _IM = "<|endoftext|> <|im_start|> <|im_end|>"
-_HEADER = "<|start_header_id|> <|end_header_id|>"
 _GEMMA_SPECIALS = "<pad> <eos> <bos> <unk> <start_of_turn> <end_of_turn>"
-_SYSTEM_REFUSED = "{{ raise_exception('System role not supported') }}"
 _SYSTEM_FIRST = "{% set first = messages[0].content + '\n\n' %}{% set rest = messages[1:] %}"
-_PHI3_SPECIALS = (
-    "<unk> <s> </s> <|endoftext|> <|assistant|> <|system|> <|end|> <|user|> <|tool|> <think> "
-    "</think>"
-)
 FAMILIES: dict[str, Family] = {
     "qwen2": _family(
-        *("Qwen2Config", _CHATML, "bytes", f"{_IM} <tool_call> </tool_call>"),
-        *("<|im_end|>", "<|im_end|> <|endoftext|>"),
-        **{"pad": "<|endoftext|>", "tie_word_embeddings": True},
+        "Qwen2Config",
+        _CHATML,
+        "bytes",
+        specials=f"{_IM} <tool_call> </tool_call>",
+        end="<|im_end|>",
+        ends="<|im_end|> <|endoftext|>",
+        pad="<|endoftext|>",
+        tie_word_embeddings=True,
     ),
     "qwen3": _family(
-        *("Qwen3Config", _QWEN3, "bytes", f"{_IM} <think> </think>"),
-        *("<|im_end|>", "<|im_end|> <|endoftext|>"),
-        **{"pad": "<|endoftext|>", "tie_word_embeddings": True, "head_dim": 8},
+        "Qwen3Config",
+        _QWEN3,
+        "bytes",
+        specials=f"{_IM} <think> </think>",
+        end="<|im_end|>",
+        ends="<|im_end|> <|endoftext|>",
+        pad="<|endoftext|>",
+        tie_word_embeddings=True,
+        head_dim=8,
     ),
     "llama3": _family(
-        *("LlamaConfig", _LLAMA3, "bytes"),
-        f"<|begin_of_text|> <|end_of_text|> {_HEADER} <|eot_id|> <|eom_id|> <|python_tag|>",
-        *("<|eot_id|>", "<|end_of_text|> <|eom_id|> <|eot_id|>"),
-        **{"tie_word_embeddings": True},
+        "LlamaConfig",
+        _LLAMA3,
+        "bytes",
+        specials=(
+            "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> "
+            "<|eom_id|> <|python_tag|>"
+        ),
+        end="<|eot_id|>",
+        ends="<|end_of_text|> <|eom_id|> <|eot_id|>",
+        tie_word_embeddings=True,
     ),
     "gemma2": _family(
-        *("Gemma2Config", _GEMMA.replace("SYSTEM", _SYSTEM_REFUSED), "none", _GEMMA_SPECIALS),
-        *("<end_of_turn>", "<eos> <end_of_turn>"),
-        **{"eos": "<eos>", "pad": "<pad>", "head_dim": 8, "query_pre_attn_scalar": 8},
+        "Gemma2Config",
+        _GEMMA.replace("SYSTEM", "{{ raise_exception('System role not supported') }}"),
+        "none",
+        specials=_GEMMA_SPECIALS,
+        end="<end_of_turn>",
+        ends="<eos> <end_of_turn>",
+        eos="<eos>",
+        pad="<pad>",
+        head_dim=8,
+        query_pre_attn_scalar=8,
     ),
     "gemma3": _family(
-        *("Gemma3TextConfig", _GEMMA.replace("SYSTEM", _SYSTEM_FIRST), "none", _GEMMA_SPECIALS),
-        *("<end_of_turn>", "<eos> <end_of_turn>"),
-        **{"eos": "<eos>", "pad": "<pad>", "head_dim": 8, "sliding_window": 24},
+        "Gemma3TextConfig",
+        _GEMMA.replace("SYSTEM", _SYSTEM_FIRST),
+        "none",
+        specials=_GEMMA_SPECIALS,
+        end="<end_of_turn>",
+        ends="<eos> <end_of_turn>",
+        eos="<eos>",
+        pad="<pad>",
+        head_dim=8,
+        sliding_window=24,
     ),
     "phi3": _family(
-        *("Phi3Config", _PHI3, "each", _PHI3_SPECIALS),
-        *("<|end|>", "<|endoftext|> <|assistant|> <|end|>"),
-        **{"eos": "<|endoftext|>", "pad": "<|endoftext|>", "tie_word_embeddings": False},
+        "Phi3Config",
+        _PHI3,
+        "each",
+        specials=(
+            "<unk> <s> </s> <|endoftext|> <|assistant|> <|system|> <|end|> <|user|> <|tool|> "
+            "<think> </think>"
+        ),
+        end="<|end|>",
+        ends="<|endoftext|> <|assistant|> <|end|>",
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+        tie_word_embeddings=False,
     ),
     "zephyr": _family(
-        *("LlamaConfig", _ZEPHYR, "each", "<unk> <s> </s>", "</s>", "</s>"),
-        **{"tie_word_embeddings": False},
+        "LlamaConfig",
+        _ZEPHYR,
+        "each",
+        specials="<unk> <s> </s>",
+        end="</s>",
+        ends="</s>",
+        tie_word_embeddings=False,
     ),
     "mistral": _family(
-        *("MistralConfig", _MISTRAL, "first", "<unk> <s> </s> [INST] [/INST] [TOOL_CALLS]"),
-        *("</s>", "</s>"),
-        **{"tie_word_embeddings": False, "sliding_window": 16},
+        "MistralConfig",
+        _MISTRAL,
+        "first",
+        specials="<unk> <s> </s> [INST] [/INST] [TOOL_CALLS]",
+        end="</s>",
+        ends="</s>",
+        tie_word_embeddings=False,
+        sliding_window=16,
     ),
 }
 
