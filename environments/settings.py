@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import TypeVar
 
@@ -13,6 +16,22 @@ def require(valid: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `ValueError` that names the setting and what it must be, unless it is valid."""
     if not valid:
         raise ValueError(f"env.{name}={value}: must be {allowed}")
+
+
+def did_you_mean(word: str, choices: Iterable[object]) -> str:
+    """Return `; did you mean X?` for the choice that is most like the word; "" if none is."""
+    by_stem: dict[str, str] = {}
+    for choice in map(str, choices):
+        by_stem.setdefault(_stem(choice), choice)
+    # A name whose beginning was typed comes first.
+    longer = sorted(stem for stem in by_stem if word and stem.startswith(_stem(word)))
+    similar = longer or difflib.get_close_matches(_stem(word), by_stem, n=1, cutoff=0.6)
+    return f"; did you mean {by_stem[similar[0]]}?" if similar else ""
+
+
+def _stem(name: str) -> str:
+    """Return the name without capitals and without a version such as -v0, which many have."""
+    return re.sub(r"-v\d+$", "", name.lower())
 
 
 def is_int(value: object, minimum: int, maximum: float = math.inf) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import random
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+from environments.settings import did_you_mean
 
 
 def load(name: str, *, env: str, install: str) -> ModuleType:
@@ -59,6 +63,25 @@ class RandomState:
             if numpy:
                 self._numpy_state = numpy.random.get_state()
                 numpy.random.set_state(outer_numpy)
+
+
+def refuse_unknown_option(error: Exception, name: str, known: Callable[[], Iterable[str]]) -> None:
+    """Raise `ValueError` if the error is about an option that `name` does not have.
+
+    `known` returns the options that it has.
+    """
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if match:
+        hint = did_you_mean(match[1], known())
+        raise ValueError(f"env.options.{match[1]}: {name} has no such option{hint}") from None
+
+
+def parameters_of(function: Any) -> list[str]:
+    """Return the names of the parameters of a function or a class; none if they are not known."""
+    try:
+        return [name for name in inspect.signature(function).parameters if name != "self"]
+    except (TypeError, ValueError):
+        return []
 
 
 def one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from environments.bfcl_single_turn.official import official
 from environments.bfcl_single_turn.replies import parse, within_limits
 from environments.bfcl_single_turn.rewards import partial_credit
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
-from environments.settings import is_int, is_number, require
+from environments.settings import did_you_mean, is_int, is_number, require
 
 
 @dataclass
@@ -39,7 +39,9 @@ class BfclSingleTurn(Environment):
             is_known = False
         names = ", ".join(official().single_turn)
         groups = "single_turn, live, non_live, python, non_python"
-        allowed = f"a list of groups ({groups}) or categories ({names})"
+        known = (*groups.split(", "), *official().single_turn)
+        hints = (did_you_mean(str(name), known) for name in chosen if name not in known)
+        allowed = f"a list of groups ({groups}) or categories ({names}){next(hints, '')}"
         require(is_known, "categories", self.categories, allowed)
         chars, share = self.max_prompt_chars, self.evaluation_share
         valid = chars is None or is_int(chars, 1)

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
-from environments.settings import is_int, is_number, member, require
+from environments.settings import did_you_mean, is_int, is_number, member, require
 from environments.tool_test import rewards, tasks
 from environments.tool_test.baselines import BASELINES
 from environments.tool_test.replies import Call, parse
@@ -39,7 +39,9 @@ class ToolTest(Environment):
     def __post_init__(self) -> None:
         names = self.offered
         valid = len({*names}) == len(names) and {*names} <= {*CATALOGUE}
-        require(valid, "offered", ",".join(names), f"different names among {', '.join(CATALOGUE)}")
+        hints = (did_you_mean(name, CATALOGUE) for name in names if name not in CATALOGUE)
+        allowed = f"different names among {', '.join(CATALOGUE)}{next(hints, '')}"
+        require(valid, "offered", ",".join(names), allowed)
         self.names = list(names or CATALOGUE)
         count = len(self.names)
         valid = is_int(self.min_calls, 1, count)

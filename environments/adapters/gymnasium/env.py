@@ -9,11 +9,11 @@ from zlib import crc32
 
 from environments.adapters.gymnasium.baselines import BASELINES, WITHOUT_TABLE
 from environments.adapters.gymnasium.screens import plain
-from environments.adapters.library import load, one_line
+from environments.adapters.library import load, one_line, parameters_of, refuse_unknown_option
 from environments.adapters.replies import as_element, last_element
 from environments.adapters.rewards import bounded
 from environments.protocol import End, Environment, ScriptedPolicy, Step
-from environments.settings import is_int, is_number, require
+from environments.settings import did_you_mean, is_int, is_number, require
 
 ACTION_NAMES: Mapping[str, tuple[str, ...]] = {
     "FrozenLake": ("left", "down", "right", "up"),
@@ -120,6 +120,7 @@ class GymnasiumText(Environment):
     def _make(self) -> Any:
         """Make the environment, with the `ansi` screen if it has one."""
         library = _library()
+        creator: Any = None
         try:
             spec = library.spec(self.id)  # raises if the id does not exist
             creator = spec.entry_point
@@ -131,6 +132,13 @@ class GymnasiumText(Environment):
                 options["render_mode"] = "ansi"
             environment = library.make(spec, **options)
         except Exception as error:
+            refuse_unknown_option(error, self.id, lambda: parameters_of(creator))
+            if "did you mean" not in str(error).lower() and self.id not in library.registry:
+                hint = did_you_mean(self.id, library.registry)
+                if hint:
+                    raise ValueError(
+                        f"env.id={self.id}: must be the name of an environment of Gymnasium{hint}"
+                    ) from None
             raise ValueError(
                 f"env.id={self.id}: must be an environment that gymnasium.make can make with "
                 f"env.options={self.options} ({one_line(error)})"

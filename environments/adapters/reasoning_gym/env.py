@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from environments.adapters.library import one_line
+from environments.adapters.library import one_line, parameters_of, refuse_unknown_option
 from environments.adapters.reasoning_gym.baselines import BASELINES, WITHOUT_ORACLE
 from environments.adapters.reasoning_gym.items import Item, Source, library, sources
 from environments.adapters.replies import as_element, last_element
 from environments.protocol import End, Environment, ScriptedPolicy, Step, is_evaluation_seed
-from environments.settings import is_int, require
+from environments.settings import did_you_mean, is_int, require
 
 
 @dataclass
@@ -31,7 +31,9 @@ class ReasoningGym(Environment):
         names = str(self.dataset).split("+")
         known = library().factory.DATASETS
         for name in names:
-            require(name in known, "dataset", self.dataset, f"among {', '.join(sorted(known))}")
+            hint = did_you_mean(name, known) if name else "; a name beside the + is missing"
+            allowed = f"one of the {len(known)} datasets of reasoning-gym{hint}"
+            require(name in known, "dataset", self.dataset, allowed)
         given = dict(self.options or {})
         options = given if len(names) > 1 else {names[0]: given}
         require(set(options) <= set(names), "options", self.options, f"by name: {', '.join(names)}")
@@ -39,6 +41,7 @@ class ReasoningGym(Environment):
             settings = json.dumps(options, sort_keys=True)
             self._sources = sources(tuple(names), settings, self.items)
         except Exception as error:
+            refuse_unknown_option(error, self.dataset, lambda: self._options_of(names))
             raise ValueError(
                 f"env.dataset={self.dataset}: must be a dataset that allows "
                 f"env.options={self.options} and env.items={self.items} ({one_line(error)})"
@@ -46,6 +49,11 @@ class ReasoningGym(Environment):
         self._item: Item | None = None
         if not all(source.has_answers for source in self._sources):
             self.baselines = WITHOUT_ORACLE  # type: ignore[misc]  # of this instance only
+
+    @staticmethod
+    def _options_of(names: list[str]) -> list[str]:
+        configs = (library().factory.DATASETS[name][1] for name in names)
+        return [option for config in configs for option in parameters_of(config)]
 
     @property
     def item(self) -> Item:

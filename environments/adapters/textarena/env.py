@@ -7,14 +7,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, ClassVar
 
-from environments.adapters.library import RandomState, load, one_line
+from environments.adapters.library import (
+    RandomState,
+    load,
+    one_line,
+    parameters_of,
+    refuse_unknown_option,
+)
 from environments.adapters.rewards import bounded
 from environments.adapters.textarena.baselines import BASELINES
 from environments.protocol import End, Environment, ScriptedPolicy, Step
 from environments.replies import without_thinking
-from environments.settings import is_int, is_number, require
+from environments.settings import did_you_mean, is_int, is_number, require
 
 _MAX_ACTION_CHARACTERS = 2000  # the rest of a longer reply is cut off
 _BRACKETED = re.compile(r"\[[^\[\]\n]{1,40}\]")
@@ -42,6 +49,14 @@ class TextArena(Environment):
             self._options = json.dumps(self.options or {}, sort_keys=True)
             _check(self.game, self._options)
         except _UnplayableError as error:
+            specs = _library().envs.registration.ENV_REGISTRY
+            if self.game not in specs:
+                plain = [name for name in specs if not name.endswith(("-raw", "-train"))]
+                hint = did_you_mean(self.game, plain)
+                raise ValueError(
+                    f"env.game={self.game}: must be the name of a game of TextArena{hint}"
+                ) from None
+            refuse_unknown_option(error, self.game, lambda: _options_of(self.game))
             raise ValueError(
                 f"env.game={self.game}: must be a game of TextArena that one player can play "
                 f"without network, with env.options={self.options} ({error})"
@@ -151,6 +166,12 @@ def _check(game: str, options: str) -> None:
         raise _UnplayableError(one_line(error)) from None
     if not isinstance(started.state, _library().SinglePlayerState):
         raise _UnplayableError("it is for several players")
+
+
+def _options_of(game: str) -> list[str]:
+    spec = _library().envs.registration.ENV_REGISTRY[game]
+    module, _, name = str(spec.entry_point).partition(":")
+    return parameters_of(getattr(import_module(module), name))
 
 
 def _started(game: str, options: str, seed: int) -> Any:
