@@ -146,6 +146,22 @@ def test_no_turn_waits_for_another_episode(folder: Path) -> None:
     assert {trajectory.policy_version for trajectory in trajectories} == {7}
 
 
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_replies_that_reach_the_limit_without_an_end_are_counted(is_cut: bool) -> None:
+    renderer = Renderer(TOKENIZER)
+    reply_ids = renderer.encode_text("<move>left</move>")
+    reply_ids = reply_ids if is_cut else [*reply_ids[:-1], TOKENIZER.eos_token_id]
+    played = RolloutRunner(
+        game(max_moves=3),
+        RendererCache(TOKENIZER),
+        Turns(reply_ids),
+        max_new_tokens=len(reply_ids),
+        max_length=4096,
+    )
+    for trajectory in played.play(tasks(2)):
+        assert trajectory.usage.cut_replies == is_cut * len(trajectory.turns) and trajectory.turns
+
+
 @given(st.text())
 @settings(max_examples=300, deadline=None)
 def test_the_tokenizer_loses_nothing(text: str) -> None:
