@@ -21,6 +21,8 @@ from hydra_modal_jobs.paths import (
     RESULT_FILE,
 )
 
+LAUNCHED = "launched"  # the state of a job that is queued or running elsewhere
+
 
 def run_name(folder: Path) -> str:
     """Return a run's name: the last part of its folder, with the date before a bare time.
@@ -131,12 +133,12 @@ class RunManifest:
         return result if result and result.launch == entry.get("launch") else None
 
     def state(self, entry: dict[str, Any]) -> str:
-        """Return a job's state in a word; `launched` if it is queued or running elsewhere."""
+        """Return a job's state in a word; `LAUNCHED` if it is queued or running elsewhere."""
         result = self.result(entry)
         if result:
             return result.state
         if entry.get("call"):
-            return "launched"
+            return LAUNCHED
         has_begun = any(read_json_lines(self.folder_of(entry) / ATTEMPTS_FILE))
         return "interrupted" if has_begun else "not begun"
 

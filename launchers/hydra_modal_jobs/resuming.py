@@ -19,7 +19,7 @@ from hydra_modal_jobs.follow.watch import watch
 from hydra_modal_jobs.jobs.job import Job, update_payload, writable
 from hydra_modal_jobs.jobs.result import JobResult
 from hydra_modal_jobs.jobs.saved import describe, reopen, trust
-from hydra_modal_jobs.manifest import RunManifest
+from hydra_modal_jobs.manifest import LAUNCHED, RunManifest
 
 
 def resume_run(
@@ -89,12 +89,13 @@ def wait_until_ended(manifest: RunManifest, jobs: Sequence[Job], *, cancels: boo
     Their app is stopped unless other jobs of the run need it.
     """
     rows = report.rows_of(jobs)
-    going = [entry["num"] for entry in manifest.jobs if manifest.state(entry) == "launched"]
+    going = [entry["num"] for entry in manifest.jobs if manifest.state(entry) == LAUNCHED]
     by_backend: dict[str, list[int]] = {}
     for job in jobs:
         by_backend.setdefault(manifest.entry(job.num)["backend"], []).append(job.num)
     for nums in by_backend.values():
         backend = backend_of_entry(manifest, manifest.entry(nums[0]))(manifest, jobs[0].settings)
+        backend.reach(nums)
         watch(
             backend,
             {num: rows[num] for num in nums},
@@ -121,7 +122,7 @@ def _change(job: Job, overrides: Sequence[str]) -> None:
 
 def _refuse_pending(manifest: RunManifest, jobs: Sequence[Job]) -> None:
     """Refuse while jobs are queued or running; bring back those that have ended meanwhile."""
-    going = [job for job in jobs if manifest.state(manifest.entry(job.num)) == "launched"]
+    going = [job for job in jobs if manifest.state(manifest.entry(job.num)) == LAUNCHED]
     pending = 0
     for job in going:
         backend = backend_of_entry(manifest, manifest.entry(job.num))(manifest, job.settings)

@@ -18,7 +18,7 @@ from hydra_modal_jobs.follow.watch import watch
 from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
 from hydra_modal_jobs.jobs.saved import describe
-from hydra_modal_jobs.manifest import RunManifest, is_run, run_folders, run_name
+from hydra_modal_jobs.manifest import LAUNCHED, RunManifest, is_run, run_folders, run_name
 from hydra_modal_jobs.resuming import resume_run, wait_until_ended
 from hydra_modal_jobs.tables import plain_table
 from hydra_modal_jobs.text import print_line
@@ -92,7 +92,7 @@ class _Run:
         return backend_of_entry(self.manifest, entry)(self.manifest, ModalJobsConf())
 
     def is_going(self, entry: Mapping[str, Any]) -> bool:
-        return self.manifest.state(dict(entry)) == "launched"
+        return self.manifest.state(dict(entry)) == LAUNCHED
 
     def chosen(self, words: Sequence[str]) -> list[dict[str, Any]]:
         """Return the entries of the jobs whose numbers are given; all if none is given."""
@@ -135,6 +135,7 @@ def _attach(run: _Run, words: list[str]) -> None:
     for members in by_backend.values():
         kind = backend_of_entry(manifest, manifest.entry(members[0].num))
         backend = kind(manifest, members[0].settings)
+        backend.reach([job.num for job in members])
         ended = watch(backend, {job.num: rows[job.num] for job in members})
         is_interrupted |= any(each.result.reason == CTRL_C for each in ended.values())
     results = {
@@ -170,9 +171,14 @@ def _cancel(run: _Run, words: list[str]) -> None:
 
 def _pull(run: _Run, words: list[str]) -> None:
     checkpoints = "--checkpoints" in words
+    reached: set[str] = set()
     for entry in run.chosen([word for word in words if word != "--checkpoints"]):
         folder = run.manifest.folder_of(entry)
-        names = run.backend(entry).fetch(entry["num"], checkpoints=checkpoints)
+        backend = run.backend(entry)
+        if entry["backend"] not in reached:
+            backend.reach([entry["num"]])
+            reached.add(entry["backend"])
+        names = backend.fetch(entry["num"], checkpoints=checkpoints)
         if names is None:
             print_line(f"[{entry['num']}] its files are here: {folder}")
         else:

@@ -99,6 +99,16 @@ class Backend(ABC):
     def cancel(self) -> None:
         """End the attached jobs; what they have saved is kept. They still send `Ended`."""
 
+    def reach(self, nums: Collection[int]) -> None:  # noqa: B027
+        """Raise `LaunchRefused`, within seconds, if the place of these jobs does not answer now.
+
+        The message says how to end them all the same.
+        """
+
+    def stop_command(self, nums: Collection[int]) -> str:
+        """Return a command that ends these jobs by the place's own means; "" if there is none."""
+        return ""
+
     def close(self, *, keeps_others: bool = False) -> None:  # noqa: B027
         """Release what the launch holds; `keeps_others` if other jobs of the run still need it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 from hydra_modal_jobs import prices
@@ -11,10 +12,11 @@ from hydra_modal_jobs.backends import modal_app, modal_volume
 from hydra_modal_jobs.backends.base import Backend, Event, Line
 from hydra_modal_jobs.backends.local import take_all
 from hydra_modal_jobs.backends.modal_calls import Calls
-from hydra_modal_jobs.backends.modal_errors import UNREACHABLE
+from hydra_modal_jobs.backends.modal_errors import ANSWER_SECONDS, answer, as_refusal, within
 from hydra_modal_jobs.config import ModalJobsConf
 from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.jobs.result import JobResult
+from hydra_modal_jobs.manifest import LAUNCHED
 from hydra_modal_jobs.paths import LOG_FILE
 from hydra_modal_jobs.secrets import Secrets
 from hydra_modal_jobs.worker.attempts import Ledger
@@ -95,37 +97,61 @@ class ModalBackend(Backend):
         for calls in self._calls.values():
             calls.cancel()
 
+    def reach(self, nums: Collection[int]) -> None:
+        """Ask Modal for an answer of any kind."""
+        answer(modal_app.hello, advice=self._advice(nums))
+
+    def stop_command(self, nums: Collection[int]) -> str:
+        """Return the command of Modal's that stops the apps of these jobs."""
+        apps = (self.manifest.entry(num)["app"]["id"] for num in nums)
+        return "; ".join(f"modal app stop {app_id}" for app_id in dict.fromkeys(apps))
+
     def close(self, *, keeps_others: bool = False) -> None:
         """Stop the apps, which ends what runs in them, and wait for the logs' last lines."""
         for app_id, calls in self._calls.items():
             try:
                 if not keeps_others:
-                    modal_app.stop(app_id)
-            except UNREACHABLE as error:
+                    within(ANSWER_SECONDS, partial(modal_app.stop, app_id))
+            except Exception as error:
                 text = f"The app is still there ({error}); run: modal app stop {app_id}"
                 self._events.put(Line(None, text))
             calls.drain(_LAST_LINES_SECONDS)
 
     def fetch(self, num: int, *, checkpoints: bool = False) -> list[str] | None:
         """Fetch a job's files from the volume."""
-        entry = self.manifest.entry(num)
-        return modal_volume.pull(entry, self.manifest.folder_of(entry), checkpoints=checkpoints)
+        with as_refusal(then="what was fetched so far is here"):
+            return self._pull(num, checkpoints=checkpoints)
 
     def read_log(self, num: int) -> str:
         """Read the log from the volume until the job has come back."""
         entry = self.manifest.entry(num)
-        if self.manifest.state(entry) != "launched":
+        if self.manifest.state(entry) != LAUNCHED:
             return super().read_log(num)
-        return modal_volume.read_text(entry, LOG_FILE)
+        ask = partial(modal_volume.read_text, entry, LOG_FILE)
+        return answer(ask, advice=self._advice([num]))
 
     def is_pending(self, num: int) -> bool:
         """Ask Modal whether the job's call goes on."""
-        return modal_app.is_pending(self.manifest.entry(num)["call"])
+        ask = partial(modal_app.is_pending, self.manifest.entry(num)["call"])
+        return answer(ask, advice=self._advice([num]))
 
     def _bring(self, num: int) -> tuple[JobResult | None, bool]:
         """Fetch a job's files; return its result among them, and whether it still writes them."""
-        self.fetch(num)
+        self._pull(num)
         entry: dict[str, Any] = self._entries[num]
         result = self.manifest.result(entry)
         attempts = Ledger(self.manifest.folder_of(entry), entry["launch"]).attempts()
         return result, bool(attempts) and result is None and attempts[-1].ended is None
+
+    def _pull(self, num: int, *, checkpoints: bool = False) -> list[str]:
+        entry = self.manifest.entry(num)
+        return modal_volume.pull(entry, self.manifest.folder_of(entry), checkpoints=checkpoints)
+
+    def _advice(self, nums: Collection[int]) -> str:
+        """Return what to do about these jobs while Modal does not answer."""
+        going = [num for num in nums if self.manifest.state(self.manifest.entry(num)) == LAUNCHED]
+        if not going:
+            return "try again"
+        jobs = f"{len(going)} {'job' if len(going) == 1 else 'jobs'} of {self.manifest.name}"
+        stop = self.stop_command(going)
+        return f"{jobs} may still run and cost money; try again, or end them with: {stop}"

@@ -13,7 +13,12 @@ from typing import Any
 import modal
 from modal import exception
 
-from hydra_modal_jobs.backends.modal_errors import as_refusal, within
+from hydra_modal_jobs.backends.modal_errors import (
+    ANSWER_SECONDS,
+    as_refusal,
+    ends_call,
+    within,
+)
 from hydra_modal_jobs.backends.modal_image import build_image, python_version
 from hydra_modal_jobs.backends.modal_volume import outputs_volume
 from hydra_modal_jobs.config import ModalJobsConf
@@ -24,7 +29,6 @@ from hydra_modal_jobs.names import app_name, volume_names
 from hydra_modal_jobs.secrets import Secrets
 
 DAY_SECONDS = 86400  # Modal's limit of an attempt
-_FIRST_ANSWER_SECONDS = 10.0
 _IMAGE_START_SECONDS = 1800  # a large image, a slow registry
 _MAX_RETRIES = 10  # Modal's limit
 _MAX_GPUS = 8  # of a container
@@ -71,11 +75,23 @@ def check_resources(job: Job) -> None:
 
 def check_account() -> None:
     """Refuse a launch without a Modal account that answers."""
-    config = modal.config.config
-    if not (config.get("token_id") and config.get("token_secret")):
+    if not has_account():
         raise LaunchRefused("no Modal account is set up; run: modal token new (or use gpu=local)")
     with as_refusal():
-        within(_FIRST_ANSWER_SECONDS, lambda: modal.Client.from_env().hello())
+        within(ANSWER_SECONDS, hello)
+
+
+def hello() -> None:
+    """Ask the service for an answer. Raises an error of Modal's if there is none."""
+    if not has_account():
+        raise exception.AuthError("no Modal account is set up; run: modal token new")
+    modal.Client.from_env().hello()
+
+
+def has_account() -> bool:
+    """Return whether this machine has the token of an account."""
+    config = modal.config.config
+    return bool(config.get("token_id") and config.get("token_secret"))
 
 
 def start(
@@ -121,13 +137,14 @@ def stop(app_id: str) -> None:
 
 
 def is_pending(call: str) -> bool:
-    """Return whether a call has no result yet."""
+    """Return whether a call has no result yet. Raises the error of asking for it."""
     try:
         modal.FunctionCall.from_id(call).get(timeout=0)
     except TimeoutError:
         return True
-    except (Exception, SystemExit):
-        return False
+    except (Exception, SystemExit) as error:
+        if not ends_call(error):
+            raise
     return False
 
 

@@ -15,7 +15,7 @@ import modal
 from modal import exception
 
 from hydra_modal_jobs.backends.base import Ended, Event, Line
-from hydra_modal_jobs.backends.modal_errors import UNREACHABLE
+from hydra_modal_jobs.backends.modal_errors import UNREACHABLE, ends_call
 from hydra_modal_jobs.errors import Failure
 from hydra_modal_jobs.jobs.result import FINAL_STATES, JobResult
 from hydra_modal_jobs.retry import retrying
@@ -28,6 +28,10 @@ _WORKERS = 8  # fetches and cancellations at a time
 _LAST_WORDS_SECONDS = 25.0  # for a cancelled job to save and report
 _RETURN_SECONDS = 1.0  # from a job's report that it has ended to its result
 _LOG_PAUSE_SECONDS, _LOG_ERROR_PAUSE_SECONDS = 1.0, 10.0  # before a broken stream is opened again
+
+
+class Unanswered(Exception):
+    """It is not known whether a call goes on: asking failed. The message is one line."""
 
 
 class Calls:
@@ -88,7 +92,7 @@ class Calls:
             for num, call in self._round():
                 try:
                     result = self._result(num, call)
-                except UNREACHABLE as error:
+                except Unanswered as error:
                     now = time.monotonic()
                     silent_since = silent_since or now
                     if now - silent_since > _SILENCE_SECONDS:
@@ -145,14 +149,12 @@ class Calls:
             self._events.put(Line(num, f"it could not be cancelled: {error}"))
 
     def _result(self, num: int, call: str) -> JobResult | None:
-        """Return how a call ended; None while it goes on."""
+        """Return how a call ended; None while it goes on. Raises `Unanswered`."""
         try:
             record: dict[str, Any] = modal.FunctionCall.from_id(call).get(timeout=0)
             return JobResult.from_json(record)
         except builtins.TimeoutError:
             return None
-        except UNREACHABLE:
-            raise
         except AnotherAttempt as error:
             kind, line = error.args
             failure = Failure(kind, f"no attempts left: {line}")
@@ -165,6 +167,8 @@ class Calls:
                 return JobResult("cancelled")
             failure = Failure("crash", str(error))
         except BaseException as error:
+            if not ends_call(error):
+                raise Unanswered(" ".join(str(error).split()) or type(error).__name__) from error
             failure = Failure.of(error)
         return JobResult("failed", failure=failure)
 
@@ -172,6 +176,7 @@ class Calls:
         unfinished: dict[str, str] = {}  # the last line of each call, until it ends
         traces: dict[str, list[str]] = {}
         newest: datetime | None = None
+        reported = ""
         while not self._closed.is_set():
             before = newest  # after a stream that broke, the next one begins from the start
             try:
@@ -193,8 +198,10 @@ class Calls:
                 self._closed.wait(_LOG_PAUSE_SECONDS)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-                text = f"The logs cannot be followed ({reason}); trying again"
-                self._events.put(Line(None, text))
+                if reason != reported:
+                    text = f"The logs cannot be followed ({reason}); trying again"
+                    self._events.put(Line(None, text))
+                reported = reason
                 self._closed.wait(_LOG_ERROR_PAUSE_SECONDS)
 
     def _take_line(self, num: int, line: str) -> None:

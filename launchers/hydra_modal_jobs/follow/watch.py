@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from hydra_modal_jobs.backends.base import Backend, Ended, Event, Line
-from hydra_modal_jobs.errors import UserLeft
+from hydra_modal_jobs.errors import JobFailed, UserLeft
 from hydra_modal_jobs.files import write_atomically
 from hydra_modal_jobs.follow.screen import Row, Screen
 from hydra_modal_jobs.jobs.result import CTRL_C, FINAL_STATES, JobResult
@@ -40,7 +40,7 @@ def watch(
     try:
         backend.attach(rows, is_quiet=is_quiet)
         if cancels:
-            backend.cancel()
+            watcher.cancel()
         ended = watcher.follow()
     except BaseException:
         if not backend.is_remote:
@@ -60,6 +60,7 @@ class _Watcher:
         self._events: deque[Event] = deque()
         self._nums = set(rows)
         self._cancelled_at: float | None = None
+        self._is_interrupted = False  # the user has pressed Ctrl-C to cancel
         self._waiting_since: float | None = time.time()  # None once the user knows
 
     def follow(self) -> dict[int, Ended]:
@@ -75,6 +76,11 @@ class _Watcher:
                 except KeyboardInterrupt:
                     self._interrupted()
         return self.ended
+
+    def cancel(self) -> None:
+        """End the jobs, and wait some time for each to confirm that it has ended."""
+        self._cancelled_at = time.time()
+        self.backend.cancel()
 
     def take_events(self, timeout_seconds: float) -> None:
         """Show and record what has happened."""
@@ -121,7 +127,7 @@ class _Watcher:
                 write_atomically(folder / ERROR_FILE, result.failure.traceback)
         elif result.state != "failed":
             (folder / ERROR_FILE).unlink(missing_ok=True)  # from an earlier launch
-        if result.state == "cancelled" and self._cancelled_at:
+        if result.state == "cancelled" and self._is_interrupted:
             result.reason = CTRL_C
         result.write(folder)
         self.ended[event.num] = event
@@ -140,7 +146,7 @@ class _Watcher:
         if self._cancelled_at and not self.backend.is_remote:
             raise UserLeft(f"Killed {jobs}. Continue with: {command} resume {name}")
         if self._cancelled_at or not count:
-            ending = f"asked {jobs} to end" if count else "all jobs have ended"
+            ending = self._unconfirmed(jobs) if count else "all jobs have ended"
             raise UserLeft(f"Left; {ending}. See: {command} runs attach {name}")
         choice = self._choice(jobs)
         if choice == "watch":
@@ -155,8 +161,8 @@ class _Watcher:
                 f"Ending {jobs}; what is saved is kept, ended jobs keep their results. "
                 f"Continue later with: {command} resume {name}. (Ctrl-C again: leave at once.)"
             )
-        self._cancelled_at = time.time()
-        self.backend.cancel()
+        self._is_interrupted = True
+        self.cancel()
 
     def _choice(self, jobs: str) -> str:
         """Return whether to `cancel`, `leave` or `watch` the jobs."""
@@ -178,6 +184,19 @@ class _Watcher:
         return {"e": "cancel", "l": "leave"}.get(answer.strip().lower()[:1], "watch")
 
     def _give_up(self) -> None:
-        """Count the jobs as cancelled that did not report their end."""
-        for num in self._nums - set(self.ended):
+        """Stop waiting for cancelled jobs: those elsewhere have not confirmed that they ended."""
+        missing = sorted(self._nums - set(self.ended))
+        if self.backend.is_remote:
+            jobs = "1 job" if len(missing) == 1 else f"{len(missing)} jobs"
+            raise (UserLeft if self._is_interrupted else JobFailed)(self._unconfirmed(jobs))
+        for num in missing:
             self._end(Ended(num, JobResult("cancelled")))
+
+    def _unconfirmed(self, jobs: str) -> str:
+        missing = sorted(self._nums - set(self.ended))
+        stop = self.backend.stop_command(missing)
+        command = f"{self.backend.settings.command} runs cancel {self.manifest.name}"
+        return (
+            f"asked {jobs} to end, which is not confirmed yet and may still cost money; again: "
+            f"{command}" + (f", or: {stop}" if stop else "")
+        )
