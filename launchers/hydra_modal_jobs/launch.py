@@ -21,11 +21,12 @@ from hydra_modal_jobs.claim import claim_run, undo_all
 from hydra_modal_jobs.errors import JobFailed, LaunchRefused, UserLeft
 from hydra_modal_jobs.files import write_atomically
 from hydra_modal_jobs.follow.watch import watch
+from hydra_modal_jobs.interrupts import ignore_interrupts
 from hydra_modal_jobs.jobs.compose import compose
 from hydra_modal_jobs.jobs.job import Job, application_config, cost_key, gpu_label, writable
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
 from hydra_modal_jobs.launch_checks import by_backend_name, check
-from hydra_modal_jobs.manifest import RunManifest, spent_usd
+from hydra_modal_jobs.manifest import LAUNCHED, RunManifest, spent_usd
 from hydra_modal_jobs.paths import JOB_FILE, LAUNCH_FILE, MULTIRUN_FILE
 from hydra_modal_jobs.secrets import Secrets
 from hydra_modal_jobs.text import print_line
@@ -68,6 +69,7 @@ def launch(
     except LaunchRefused as refused:
         raise LaunchRefused(report.with_own_names(str(refused), jobs)) from None
     except UserLeft as left:
+        ignore_interrupts()
         print_line(str(left), is_error=True)
         sys.exit(130)
     finally:
@@ -104,19 +106,22 @@ def run(
     for job in jobs:
         job.save()
     groups = _by_backend(jobs, manifest, context)
+    is_detached = settings.detach and any(backend.is_remote for backend, _ in groups)
     try:
         for backend, members in groups:
             if backend.is_remote:
                 backend.submit(members, secrets)
-    except BaseException:
-        if any(manifest.entry(job.num)["call"] for job in jobs):
+        claim.keep()
+        if is_detached:
+            _print_detached(jobs, manifest)
+        ended = _follow(groups, secrets, is_detached=is_detached)
+    except BaseException as stop:
+        going = [job for job in jobs if manifest.state(manifest.entry(job.num)) == LAUNCHED]
+        if going:
             claim.keep()
+        if going and isinstance(stop, KeyboardInterrupt) and not isinstance(stop, UserLeft):
+            raise UserLeft(_left_line(groups[-1][0], going)) from None
         raise
-    claim.keep()
-    is_detached = settings.detach and any(backend.is_remote for backend, _ in groups)
-    if is_detached:
-        _print_detached(jobs, manifest)
-    ended = _follow(groups, secrets, is_detached=is_detached)
     if is_detached:
         return [_job_return(job, ended.get(job.num, _queued(job))) for job in jobs]
     return _report(jobs, ended, console, is_alone=len(jobs) == 1 and not groups[0][0].is_remote)
@@ -169,6 +174,7 @@ def _begin_manifest(jobs: list[Job]) -> RunManifest:
                 "launch": job.payload["launch"],
                 "usd_per_hour": job.payload["limits"]["usd_per_hour"],
                 "call": None,
+                "app": None,
             }
             for job in jobs
         ]
@@ -190,28 +196,51 @@ def _by_backend(
 def _follow(
     groups: list[tuple[Backend, list[Job]]], secrets: Secrets, *, is_detached: bool
 ) -> dict[int, Ended]:
-    """Run the jobs of this machine and follow the others; return how each ended, by number."""
+    """Run the jobs of this machine and follow the others; return how each ended, by number.
+
+    Ctrl-C asks about every job that goes on, wherever. Raises `UserLeft` if the user leaves.
+    """
     all_jobs = [job for _, members in groups for job in members]
     rows = report.rows_of(all_jobs)
     ended: dict[int, Ended] = {}
+    left: UserLeft | None = None
+    is_interrupted = False
     for backend, members in groups:
         if backend.is_remote and is_detached:
             continue
-        if not backend.is_remote:
-            backend.submit(members, secrets)
         try:
-            ended |= watch(backend, {job.num: rows[job.num] for job in members})
+            if not backend.is_remote:
+                backend.submit(members, secrets)
+            own_rows = {job.num: rows[job.num] for job in members}
+            ended |= watch(backend, own_rows, is_interrupted=is_interrupted)
+            is_interrupted |= any(_is_interrupted(each) for each in ended.values())
             if backend.is_foreground:
                 _raise_if_interrupted(backend, [ended[job.num].result for job in members])
-        except UserLeft as left:
-            _print_finished(all_jobs, ended)
-            remote = sum(len(members) for other, members in groups if other.is_remote)
-            if remote and not backend.is_remote:
-                command = f"{backend.settings.command} runs attach {backend.manifest.name}"
-                text = f"{left} ({remote} jobs go on elsewhere; watch: {command})"
-                raise UserLeft(text) from None
-            raise
-    return ended
+        except KeyboardInterrupt as stop:
+            is_interrupted = True
+            is_known = isinstance(stop, UserLeft)
+            text = str(stop) if is_known else _left_line(backend, members)
+            left = UserLeft(f"{left} {text}" if left else text)
+    if left is None:
+        return ended
+    _print_finished(all_jobs, ended)
+    remote = [(backend, members) for backend, members in groups if backend.is_remote]
+    if is_detached and remote:
+        left = UserLeft(f"{left} {_left_line(*remote[0])}")
+    raise left
+
+
+def _left_line(backend: Backend, jobs: Sequence[Job]) -> str:
+    """Return what the user leaves behind who pressed Ctrl-C at a moment without a question."""
+    manifest = backend.manifest
+    count = sum(manifest.state(manifest.entry(job.num)) == LAUNCHED for job in jobs)
+    if not count:
+        return "Stopped."
+    command, name = backend.settings.command, manifest.name
+    return (
+        f"{count} {'job goes' if count == 1 else 'jobs go'} on {backend.title} and may cost money; "
+        f"watch: {command} runs attach {name}; end: {command} runs cancel {name}"
+    )
 
 
 def _raise_if_interrupted(backend: Backend, results: list[JobResult]) -> None:

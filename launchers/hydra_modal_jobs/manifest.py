@@ -81,8 +81,11 @@ class RunManifest:
         content = _read(folder)
         if content is None:
             raise LaunchRefused(f"{folder}: no run of this launcher (it has no {LAUNCH_FILE})")
-        for entry in content["jobs"]:  # before format version 1 no backend was named
+        for entry in content["jobs"]:
+            # Before format version 1 no backend was named.
             entry.setdefault("backend", "modal" if entry.get("call") else "local")
+            if not entry.get("call") and entry["backend"] == "local":
+                entry.pop("app", None)  # of an earlier launch of the job
         return cls(folder, content)
 
     @property
@@ -137,7 +140,7 @@ class RunManifest:
         result = self.result(entry)
         if result:
             return result.state
-        if entry.get("call"):
+        if entry.get("call") or entry.get("app"):
             return LAUNCHED
         has_begun = any(read_json_lines(self.folder_of(entry) / ATTEMPTS_FILE))
         return "interrupted" if has_begun else "not begun"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import queue
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra_modal_jobs import prices
 from hydra_modal_jobs.backends import modal_app, modal_volume
-from hydra_modal_jobs.backends.base import Backend, Event, Line
+from hydra_modal_jobs.backends.base import Backend, Ended, Event, Line
 from hydra_modal_jobs.backends.local import take_all
 from hydra_modal_jobs.backends.modal_calls import Calls
 from hydra_modal_jobs.backends.modal_errors import ANSWER_SECONDS, answer, as_refusal, within
 from hydra_modal_jobs.config import ModalJobsConf
+from hydra_modal_jobs.errors import LaunchRefused, UserLeft
+from hydra_modal_jobs.interrupts import Work, noted_interrupts
 from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.jobs.result import JobResult
 from hydra_modal_jobs.manifest import LAUNCHED
@@ -22,6 +24,8 @@ from hydra_modal_jobs.secrets import Secrets
 from hydra_modal_jobs.worker.attempts import Ledger
 
 _LAST_LINES_SECONDS = 3.0  # for the log's last lines, once the app has been stopped
+_WAIT_SECONDS = 0.1  # between two looks for Ctrl-C while the jobs are queued
+_STEP_SECONDS = 5.0  # for a step of a launch to end after Ctrl-C
 
 
 class ModalBackend(Backend):
@@ -54,24 +58,65 @@ class ModalBackend(Backend):
         return min(settings.timeout, modal_app.DAY_SECONDS)
 
     def submit(self, jobs: Sequence[Job], secrets: Secrets) -> None:
-        """Deploy the app and queue the jobs; each is noted before anything else can go wrong."""
+        """Deploy the app and queue the jobs; each is noted before anything else can go wrong.
 
-        def note(app: modal_app.App, job: Job, call: str) -> None:
-            self.manifest.update(
-                [
-                    {
-                        "num": job.num,
-                        "call": call,
-                        "app": {"id": app.id, "name": app.name, "url": app.url},
-                        "volume": modal_volume.outputs_volume(job.settings),
-                        "mount": job.settings.volumes.outputs,
-                        "remote": str(modal_volume.remote_folder(job)),
-                        "skip": job.settings.checkpoints,
-                    }
-                ]
+        After a failure or Ctrl-C the app is stopped, and the manifest is as before. Where that is
+        not sure, the jobs stay noted, and the error says what ends them.
+        """
+        launch = modal_app.Launch(
+            jobs,
+            secrets,
+            note_app=partial(self._note_app, jobs),
+            note_call=lambda job, call: self._note([{"num": job.num, "call": call}]),
+        )
+        with noted_interrupts() as interrupted:
+            work = Work(lambda: launch.start(is_stopped=interrupted.is_set))
+            while not work.wait(_WAIT_SECONDS) and not interrupted.is_set():
+                pass
+            if not interrupted.is_set() and work.error is None:
+                return
+            work.wait(_STEP_SECONDS)  # for the answer to what has just been asked of Modal
+            self._withdraw(jobs, launch, work.error)
+
+    def _withdraw(
+        self, jobs: Sequence[Job], launch: modal_app.Launch, error: BaseException | None
+    ) -> NoReturn:
+        """Stop what was begun, and raise the error of it; without one, `UserLeft`."""
+        unsure = ""
+        try:
+            launch.withdraw()
+        except Exception as failure:
+            unsure = str(failure) or type(failure).__name__
+        if unsure and launch.is_queueing:
+            left = (
+                f"Modal has not confirmed that it is stopped ({unsure}), so jobs may be queued and "
+                f"cost money; end them with: modal app stop {launch.name}"
             )
+            if error is None:
+                raise UserLeft(f"Stopped, but {left}")
+            raise LaunchRefused(f"{error}; {left}")
+        self._note([{"num": job.num, "call": None, "app": None} for job in jobs])
+        if error is None:
+            raise UserLeft("Stopped before the jobs were queued; nothing runs on Modal.")
+        raise error
 
-        modal_app.start(jobs, secrets, batch=jobs[0].num, note=note)
+    def _note_app(self, jobs: Sequence[Job], app: modal_app.App) -> None:
+        self._note(
+            [
+                {
+                    "num": job.num,
+                    "app": {"id": app.id, "name": app.name, "url": app.url},
+                    "volume": modal_volume.outputs_volume(job.settings),
+                    "mount": job.settings.volumes.outputs,
+                    "remote": str(modal_volume.remote_folder(job)),
+                    "skip": job.settings.checkpoints,
+                }
+                for job in jobs
+            ]
+        )
+
+    def _note(self, entries: Sequence[dict[str, Any]]) -> None:
+        self.manifest.update(entries)
 
     def attach(self, nums: Collection[int], *, is_quiet: bool = False) -> None:
         """Follow the calls of these jobs, app by app."""
@@ -79,7 +124,11 @@ class ModalBackend(Backend):
         self._entries = {num: self.manifest.entry(num) for num in nums}
         by_app: dict[str, dict[int, str]] = {}
         for num, entry in self._entries.items():
-            by_app.setdefault(entry["app"]["id"], {})[num] = entry["call"]
+            calls = by_app.setdefault(entry["app"]["id"], {})
+            if entry["call"]:
+                calls[num] = entry["call"]
+            else:  # its launch was cut off; what it may have queued ends with the app
+                self._events.put(Ended(num, JobResult("cancelled", reason="cut off")))
         self._calls = {
             app_id: Calls(app_id, calls, self._events, bring=self._bring, follows_logs=not is_quiet)
             for app_id, calls in by_app.items()
@@ -127,11 +176,13 @@ class ModalBackend(Backend):
         entry = self.manifest.entry(num)
         if self.manifest.state(entry) != LAUNCHED:
             return super().read_log(num)
+        self.reach([num])
         ask = partial(modal_volume.read_text, entry, LOG_FILE)
         return answer(ask, advice=self._advice([num]))
 
     def is_pending(self, num: int) -> bool:
         """Ask Modal whether the job's call goes on."""
+        self.reach([num])
         ask = partial(modal_app.is_pending, self.manifest.entry(num)["call"])
         return answer(ask, advice=self._advice([num]))
 

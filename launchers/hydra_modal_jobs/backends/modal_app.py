@@ -94,44 +94,70 @@ def has_account() -> bool:
     return bool(config.get("token_id") and config.get("token_secret"))
 
 
-def start(
-    jobs: Sequence[Job], secrets: Secrets, *, batch: int, note: Callable[[App, Job, str], None]
-) -> None:
-    """Deploy an app, which outlives this process, and queue every job in it.
+class Launch:
+    """An app that is deployed for the jobs of a launch, and outlives this process.
 
-    `note` gets the app, the job and its call as soon as the call is made. If anything fails, the
-    app is stopped.
+    `note_app` gets the app before a job is queued in it, `note_call` each call as soon as there
+    is one.
     """
-    settings = jobs[0].settings
-    run = run_name(jobs[0].sweep_folder)
-    name = app_name(settings, f"{run}-{batch}" if batch else run)
-    app = modal.App(name, include_source=False, tags={"run": name[-63:]})
-    image = build_image(jobs)
-    functions: dict[str, Any] = {}
-    kinds = _container_kinds(jobs)
-    parallel = _parallel(kinds, settings.max_parallel)
-    from hydra_modal_jobs.worker import container
 
-    for kind, members in kinds.items():
-        options = _function_options(members[0].settings, secrets)
-        options["max_containers"] = parallel.get(kind)
-        functions[kind] = app.function(name=kind, image=image, **options)(container.run)
-    _refuse_deployed(name)
-    with as_refusal():
-        with modal.enable_output() if sys.stdout.isatty() else nullcontext():
-            app.deploy(name=name)  # building an image may take minutes
-        deployed = App(str(app.app_id), name, app.get_dashboard_url())
-        try:
-            for kind, members in kinds.items():
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        secrets: Secrets,
+        *,
+        note_app: Callable[[App], None],
+        note_call: Callable[[Job, str], None],
+    ) -> None:
+        run, batch = run_name(jobs[0].sweep_folder), jobs[0].num
+        self.name = app_name(jobs[0].settings, f"{run}-{batch}" if batch else run)
+        self._jobs = jobs
+        self._secrets = secrets
+        self._note_app = note_app
+        self._note_call = note_call
+        self._is_deploying = False
+        self.is_queueing = False  # from here on there may be jobs that cost money
+
+    def start(self, *, is_stopped: Callable[[], bool]) -> None:
+        """Deploy the app, then queue each job until `is_stopped`."""
+        app = modal.App(self.name, include_source=False, tags={"run": self.name[-63:]})
+        functions = self._define_functions(app)
+        _refuse_deployed(self.name)
+        if is_stopped():
+            return
+        self._is_deploying = True
+        with as_refusal():
+            with modal.enable_output() if sys.stdout.isatty() else nullcontext():
+                app.deploy(name=self.name)  # building an image may take minutes
+            self._note_app(App(str(app.app_id), self.name, app.get_dashboard_url()))
+            for kind, members in _container_kinds(self._jobs).items():
                 for job in members:
-                    note(deployed, job, functions[kind].spawn(_remote_payload(job)).object_id)
-        except BaseException:
-            stop(deployed.id)
-            raise
+                    if is_stopped():
+                        return
+                    self.is_queueing = True
+                    self._note_call(job, functions[kind].spawn(_remote_payload(job)).object_id)
+
+    def withdraw(self) -> None:
+        """Stop the app if it has come so far. Raises an error of Modal's if that is not sure."""
+        if self._is_deploying:
+            within(ANSWER_SECONDS, lambda: stop(self.name))
+
+    def _define_functions(self, app: modal.App) -> dict[str, Any]:
+        from hydra_modal_jobs.worker import container
+
+        image = build_image(self._jobs)
+        kinds = _container_kinds(self._jobs)
+        parallel = _parallel(kinds, self._jobs[0].settings.max_parallel)
+        functions: dict[str, Any] = {}
+        for kind, members in kinds.items():
+            options = _function_options(members[0].settings, self._secrets)
+            options["max_containers"] = parallel.get(kind)
+            functions[kind] = app.function(name=kind, image=image, **options)(container.run)
+        return functions
 
 
 def stop(app_id: str) -> None:
-    """Stop an app; what runs in it is ended."""
+    """Stop an app, by its id or its name; what runs in it is ended."""
     with suppress(exception.NotFoundError):
         modal.App.lookup(app_id).stop()
 

@@ -19,7 +19,7 @@ from hydra_modal_jobs.worker.container import AnotherAttempt
 
 T = TypeVar("T")
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 6.0
 
 # The service does not answer now, which says nothing about the jobs.
 UNREACHABLE = (

@@ -29,19 +29,20 @@ def watch(
     keeps_others: bool = False,
     is_quiet: bool = False,
     cancels: bool = False,
+    is_interrupted: bool = False,
 ) -> dict[int, Ended]:
     """Follow the jobs in `rows` and return how each ended, by number.
 
     Ctrl-C cancels them or, as the user chooses, leaves them: then it raises `UserLeft`. The backend
     is closed, with `keeps_others` in a way that other jobs of the run go on. `cancels` ends the
-    jobs at once.
+    jobs at once; `is_interrupted` if the user has just pressed Ctrl-C, and is asked at once.
     """
     watcher = _Watcher(backend, rows)
     try:
         backend.attach(rows, is_quiet=is_quiet)
         if cancels:
             watcher.cancel()
-        ended = watcher.follow()
+        ended = watcher.follow(is_interrupted=is_interrupted)
     except BaseException:
         if not backend.is_remote:
             backend.close()
@@ -63,8 +64,11 @@ class _Watcher:
         self._is_interrupted = False  # the user has pressed Ctrl-C to cancel
         self._waiting_since: float | None = time.time()  # None once the user knows
 
-    def follow(self) -> dict[int, Ended]:
+    def follow(self, *, is_interrupted: bool) -> dict[int, Ended]:
         with self.screen:
+            if is_interrupted:
+                self.take_events(0.0)
+                self._interrupted()
             while len(self.ended) < len(self._nums):
                 try:
                     self.take_events(_WAIT_SECONDS)
