@@ -12,22 +12,13 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.sent_files import sent_files
 
 _REMOTE_ROOT = PurePosixPath("/root")  # the working directory of a container
-
-# Never sent, wherever it lies: secrets, histories, environments, outputs.
-_NEVER_SENT = (
-    *(".env", ".env.*", "*.env", "*.pem", "*.key", "id_rsa*", "id_ed25519*", ".netrc", ".pypirc"),
-    *(".aws", ".ssh", ".modal.toml", "*credentials*.json", "*.p12", "*.keystore"),
-    *(".git", ".hg", ".svn", ".venv", "venv", "virtualenv", ".tox", "node_modules", "*.egg-info"),
-    *("__pycache__", "*.pyc", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".ipynb_checkpoints"),
-    *("runs", "outputs", "multirun", "wandb", ".hydra", ".job"),
-)
 
 
 def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
@@ -71,14 +62,20 @@ def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
     return remote_paths
 
 
-def is_never_sent(path: Path) -> bool:
-    """Return whether a file stays here whatever imports it."""
-    return any(fnmatch(part, pattern) for part in path.parts for pattern in _NEVER_SENT)
-
-
-def is_not_config(path: Path) -> bool:
-    """Return whether a file in a configuration folder is not sent, as it is no configuration."""
-    return is_never_sent(path) or path.suffix not in (".yaml", ".yml")
+def contents(jobs: list[Job]) -> str:
+    """Return in a line how many files of which folders are sent along, and how large they are."""
+    counts: dict[str, int] = {}
+    size = 0
+    for path, remote in sources(jobs).items():
+        if path.is_file():
+            files = {path: path.stat().st_size}
+        else:
+            files = sent_files(path, is_config=is_config_folder(path, jobs))
+        if files:
+            counts[str(remote.relative_to(_REMOTE_ROOT))] = len(files)
+            size += sum(files.values())
+    folders = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"Sent along: {sum(counts.values())} files, {size / 1e6:.1f} MB ({folders})"
 
 
 def is_config_folder(folder: Path, jobs: list[Job]) -> bool:

@@ -90,6 +90,9 @@ def run(
     estimates = plan.estimate(jobs)
     console = Console(file=sys.stdout)
     console.print(plan.plan_table(estimates), highlight=False)
+    for name, members in by_backend_name(jobs).items():
+        for note in backend_class(name).plan_notes(members):
+            console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
     already = spent_usd(jobs[0].sweep_folder)
     if settings.max_usd is not None:
         plan.refuse_above(estimates, settings.max_usd, spent=already)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from hydra_modal_jobs.jobs.compose import compose
 from hydra_modal_jobs.jobs.job import Job, cost_key
 from hydra_modal_jobs.names import valid_name, volume_names
 from hydra_modal_jobs.prices import usd_per_hour
+from hydra_modal_jobs.sent_files import is_never_sent, is_not_config, sent_files
 
 from rl_experiments.commands.train import train
 from rl_experiments.config.registration import register
@@ -171,12 +173,42 @@ def test_everything_that_a_job_imports_goes_along_and_nothing_secret(
     assert CHECKOUT not in sent and not any("site-packages" in str(path) for path in sent)
     assert all(remote.is_relative_to(PurePosixPath("/root")) for remote in sent.values())
     for name in (".env", ".env.local", "a/.git/config", ".venv/lib/x.py", "runs/a/0/log.txt"):
-        assert bundle.is_never_sent(Path(name)), name
+        assert is_never_sent(Path(name)), name
     for name in ("__pycache__/a.pyc", "keys/id_rsa", "certs/a.pem", ".netrc", "wandb/run/x"):
-        assert bundle.is_never_sent(Path(name)), name
+        assert is_never_sent(Path(name)), name
     for name in ("game.py", "words.txt", "data/questions.jsonl", "README.md"):
-        assert not bundle.is_never_sent(Path(name)), name
-    assert bundle.is_not_config(Path("notes.txt")) and not bundle.is_not_config(Path("env/a.yaml"))
+        assert not is_never_sent(Path(name)), name
+    assert is_not_config(Path("notes.txt")) and not is_not_config(Path("env/a.yaml"))
+
+
+def test_no_secret_no_hidden_file_and_nothing_that_git_ignores_is_sent(tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    secret = [".git-credentials", ".npmrc", "id_ecdsa", "service-account.json", ".kube/config"]
+    secret += ["token.txt", "hf_token", "GCP-Credentials.JSON", "client_secret.json", "prod.ENV"]
+    secret += ["prod.env.bak", "auth.json", "a/.cache/tok", "aws_credentials", "openai_key.txt"]
+    secret += ["api-keys.yaml", "cert.PEM", "kubeconfig.yaml", "core.1234", "trackio/db", "x.pfx"]
+    ignored = ["data/big.bin", "notes.tmp", "deep/data/x"]
+    sent = ["__init__.py", "secrets.py", "tokenizer.json", "special_tokens_map.json", "words.txt"]
+    sent += ["keyboard.txt", "deep/x.py", "credentials.md"]
+    for name in [*secret, *ignored, *sent]:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("12345")
+    (tmp_path / ".gitignore").write_text("data/\n*.tmp\n")
+    (tmp_path / "id_rsa").touch()
+    (package / "harmless").symlink_to(tmp_path / "id_rsa")
+    without_git = sent_files(package, is_config=False)
+    assert {str(path) for path in without_git} == {*sent, *ignored}
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    files = sent_files(package, is_config=False)
+    assert {str(path) for path in files} == {*sent} and set(files.values()) == {5}
+    (tmp_path / ".gitignore").write_text("pkg/\n")  # as an environment is that has packages
+    assert sent_files(package, is_config=False) == without_git
+
+
+def test_the_plan_says_what_is_sent(context: HydraContext, tmp_path: Path) -> None:
+    line = bundle.contents([composed(context, tmp_path, "gpu=a10g")])
+    assert re.fullmatch(r"Sent along: \d+ files, \d\.\d MB \(.*rl_experiments \d+.*\)", line)
+    assert "conf " in line and "hydra_modal_jobs " in line
 
 
 def test_names_are_made_valid_and_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:

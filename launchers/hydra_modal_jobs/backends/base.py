@@ -80,6 +80,11 @@ class Backend(ABC):
         return 0.0, 0.0
 
     @classmethod
+    def plan_notes(cls, jobs: Sequence[Job]) -> list[str]:
+        """Return lines for below the plan: what else the user should know before the launch."""
+        return []
+
+    @classmethod
     def attempt_seconds(cls, settings: ModalJobsConf) -> int | None:
         """Return how long an attempt may take; None without a limit."""
         return None

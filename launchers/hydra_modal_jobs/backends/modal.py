@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from hydra_modal_jobs import prices
+from hydra_modal_jobs import bundle, prices
 from hydra_modal_jobs.backends import modal_app, modal_volume
 from hydra_modal_jobs.backends.base import Backend, Ended, Event, Line
 from hydra_modal_jobs.backends.local import take_all
@@ -51,6 +51,11 @@ class ModalBackend(Backend):
     def usd_per_hour(cls, settings: ModalJobsConf) -> tuple[float | None, float | None]:
         """Return the list prices, which depend on the GPU that is free."""
         return prices.usd_per_hour(settings)
+
+    @classmethod
+    def plan_notes(cls, jobs: Sequence[Job]) -> list[str]:
+        """Return how many files of which folders are sent."""
+        return [bundle.contents(list(jobs))]
 
     @classmethod
     def attempt_seconds(cls, settings: ModalJobsConf) -> int | None:

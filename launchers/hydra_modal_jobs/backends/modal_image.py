@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hydra_modal_jobs import bundle
 from hydra_modal_jobs.config import ImageConf
 from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.sent_files import sent_files
 
 _NEEDED = ("hydra-core", "omegaconf", "python-dotenv", "cloudpickle")  # by what runs the jobs
 
@@ -41,10 +43,13 @@ def build_image(jobs: Sequence[Job]) -> Any:
         if path.is_file():
             image = image.add_local_file(path, str(remote))
             continue
-        is_config = bundle.is_config_folder(path, list(jobs))
-        ignore = bundle.is_not_config if is_config else bundle.is_never_sent
-        image = image.add_local_dir(path, str(remote), ignore=ignore)
+        sent = sent_files(path, is_config=bundle.is_config_folder(path, list(jobs)))
+        image = image.add_local_dir(path, str(remote), ignore=partial(_is_not_among, sent))
     return image
+
+
+def _is_not_among(files: Collection[Path], path: Path) -> bool:
+    return path not in files
 
 
 def python_version(conf: ImageConf) -> str:
