@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from hydra_modal_jobs.backends.modal_volume import read_output
     from hydra_modal_jobs.bundle import git_state
     from hydra_modal_jobs.claim import claim_run, undo_all
+    from hydra_modal_jobs.dotenv_file import read_dotenv
     from hydra_modal_jobs.errors import JobFailed, LaunchRefused
     from hydra_modal_jobs.run_commands import resume, runs
-    from hydra_modal_jobs.secrets import Secrets, is_secret_name, read_dotenv
+    from hydra_modal_jobs.secrets import Secrets, is_secret_name
 
 __all__ = [
     "JobFailed",
@@ -37,7 +38,7 @@ _MODULES = {
     "claim_run": "claim",
     "git_state": "bundle",
     "is_secret_name": "secrets",
-    "read_dotenv": "secrets",
+    "read_dotenv": "dotenv_file",
     "read_output": "backends.modal_volume",
     "resume": "run_commands",
     "runs": "run_commands",

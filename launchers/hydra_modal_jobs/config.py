@@ -35,10 +35,14 @@ class VolumesConf:
 
 @dataclass
 class SecretsConf:
-    """Variables for the jobs. Only their names are ever written down."""
+    """Variables for the jobs. Of the secret ones only the names are ever written down.
+
+    Secret is what is called so (`..._KEY`, `..._TOKEN`, `..._PASSWORD`), and what `names` has.
+    """
 
     dotenv: str | None = ".env"  # all variables of this file, if it exists
     environment: list[str] = field(default_factory=list)  # variables of this environment
+    names: list[str] = field(default_factory=list)  # further variables that are secret
     modal: list[str] = field(default_factory=list)  # names of Modal secrets
     required: list[str] = field(default_factory=list)  # a launch is refused without these
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -86,13 +86,14 @@ def run(
     """
     settings = jobs[0].settings
     secrets = Secrets.load(settings.secrets)
-    check(jobs, secrets, is_resumed=is_resumed)
+    with env_override(secrets.values()):  # the jobs have these variables, so settings may use them
+        check(jobs, secrets, is_resumed=is_resumed)
     estimates = plan.estimate(jobs)
     console = Console(file=sys.stdout)
     console.print(plan.plan_table(estimates), highlight=False)
     for name, members in by_backend_name(jobs).items():
         for note in backend_class(name).plan_notes(members):
-            console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
+            print_line(note)
     already = spent_usd(jobs[0].sweep_folder)
     if settings.max_usd is not None:
         plan.refuse_above(estimates, settings.max_usd, spent=already)

@@ -292,10 +292,10 @@ def api_key(config: EndpointConfig, setting: str) -> str:
     """
     if config.api_key_env is None:
         return _NO_KEY
-    from dotenv import dotenv_values
+    from hydra_modal_jobs import read_dotenv
 
     name = config.api_key_env
-    key = (os.environ.get(name) or dotenv_values(".env").get(name) or "").strip()
+    key = (os.environ.get(name) or read_dotenv(".env").get(name) or "").strip()
     if not key and urlsplit(config.base_url or "").hostname not in LOCAL_HOSTS:
         raise UserError(
             f"{setting}.api_key_env={name}: this variable is not set; put the key of "

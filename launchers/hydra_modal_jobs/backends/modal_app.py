@@ -226,7 +226,8 @@ def _function_options(settings: ModalJobsConf, secrets: Secrets) -> dict[str, An
     kinds = [settings.gpu, *settings.gpu_fallback] if settings.gpu else []
     gpus = [f"{kind}{count}" for kind in kinds]
     modal_secrets = [modal.Secret.from_name(name) for name in settings.secrets.modal]
-    sent_secrets = [modal.Secret.from_dict(dict(secrets.values()))] if secrets.names else []
+    variables = secrets.values()
+    sent_secrets = [modal.Secret.from_dict(dict(variables))] if variables else []
     options: dict[str, Any] = {
         "timeout": min(settings.timeout, DAY_SECONDS),
         "startup_timeout": _IMAGE_START_SECONDS,

@@ -63,9 +63,9 @@ class Supervisor:
         self.ledger = Ledger(self.folder, payload["launch"])
         self.captures_output = captures_output
         self._variables = dict(variables or {})
-        names = [*payload["secret_names"], *self._variables]
-        environment = Secrets.from_environment(names).values()
-        self.secrets = Secrets({**environment, **self._variables})
+        names = payload["secret_names"]
+        given = {name: value for name, value in self._variables.items() if name in names}
+        self.secrets = Secrets({**Secrets.from_environment(names).values(), **given})
         self._emit = emit
         self._commit = commit
         self._process: JobProcess | None = None
