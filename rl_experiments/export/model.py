@@ -24,6 +24,8 @@ def save_model(checkpoint: Path, folder: Path, cfg: Any, *, label: str) -> str |
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from rl_experiments.inference.weight_sync import check_mergeable
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     base = _base_model(checkpoint, label)
@@ -38,7 +40,9 @@ def save_model(checkpoint: Path, folder: Path, cfg: Any, *, label: str) -> str |
     if base:
         # peft keeps the adapter in fp32, as it was trained. The sum is made in fp32 and rounded
         # once, to the type the base was played in, so these are the weights that vLLM played with.
-        model = PeftModel.from_pretrained(model, checkpoint).merge_and_unload()
+        model = PeftModel.from_pretrained(model, checkpoint)
+        check_mergeable(model, label=label)
+        model = model.merge_and_unload()
     model.config.use_cache = True  # training may have turned it off
     model.generation_config = _generation_config(model.generation_config, cfg)
     model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)

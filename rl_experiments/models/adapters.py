@@ -50,7 +50,10 @@ def adapted_layers(model: Any, targets: Sequence[str] | str) -> list[str]:
 
 
 def check_targets(model: Any, lora: LoraConfig) -> None:
-    """Raise a `UserError` if `model.lora.target_modules` has a name that no layer has."""
+    """Raise a `UserError` if `model.lora.target_modules` has a name that no layer has.
+
+    So it does for a layer whose weight is the embeddings' too: an adapter would change one of them.
+    """
     targets = peft_targets(lora)
     if isinstance(targets, str):
         return
@@ -62,6 +65,14 @@ def check_targets(model: Any, lora: LoraConfig) -> None:
             f"model.lora.target_modules: the model has no linear layer named {', '.join(unknown)}; "
             f"it has {', '.join(names[:_NAMES_SHOWN])} ([{ALL_LINEAR}] takes all)"
         )
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_shared = head is not None and getattr(embeddings, "weight", None) is head.weight
+    for name in adapted_layers(model, targets) if is_shared else ():
+        if model.get_submodule(name) is head:
+            raise UserError(
+                f"model.lora.target_modules: {name} shares its weight with the embeddings, which "
+                "an adapter would not change; leave it out"
+            )
 
 
 def adapted_note(model: Any, adapter: Any) -> str:

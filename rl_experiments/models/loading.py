@@ -29,6 +29,7 @@ from rl_experiments import distributed
 from rl_experiments.checkpoints.resolve import resolve
 from rl_experiments.config.schema import Config, LoraConfig, ModelConfig
 from rl_experiments.errors import UserError
+from rl_experiments.inference.weight_sync import check_mergeable
 from rl_experiments.models.adapters import adapted_layers, check_targets, peft_targets
 from rl_experiments.models.tiny import scratch_model
 from rl_experiments.network import why_unreachable
@@ -81,12 +82,18 @@ def load_model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
         return model
     from peft import PeftModel
 
-    if trains and config.model.lora.enabled:
-        _check_adapter(path, adapter, config.model.lora, model)
     adapted = PeftModel.from_pretrained(model, path, is_trainable=trains)
+    check_mergeable(adapted, label=_setting(path, config))
+    if trains and config.model.lora.enabled:
+        _check_adapter(path, adapter, config.model.lora, adapted.get_base_model())
     if trains and not config.model.lora.enabled:
         return adapted.merge_and_unload().requires_grad_(True)
     return adapted
+
+
+def _setting(path: str, config: Config) -> str:
+    """Return the setting that names the weights, with its value."""
+    return f"{'checkpoint' if config.checkpoint.path else 'model.path'}={path}"
 
 
 def lora_config(model: ModelConfig) -> Any:

@@ -20,6 +20,7 @@ from rl_experiments.errors import UserError, one_line
 from rl_experiments.inference.sampler import Engine, Sampler
 from rl_experiments.inference.transformers_sampler import TransformersSampler
 from rl_experiments.inference.vllm_colocated import VllmEngine
+from rl_experiments.inference.weight_sync import check_engine_can_hold
 from rl_experiments.models.adapters import adapted_note
 from rl_experiments.models.loading import (
     base_model_folder,
@@ -118,6 +119,8 @@ def load_policy(
         notes.append(adapted_note(model, lora_config(config.model)))
     if not uses_vllm(config):
         return Policy(model, tokenizer, path, notes=tuple(notes))
+    if model is not None:
+        check_engine_can_hold(model)
     base = base_model_folder(path)
     plan = plan_memory(config, ModelDims.of(base), total_gib=_memory_gib(config), trains=trains)
     if torch.cuda.is_available():

@@ -59,6 +59,15 @@ def test_a_name_that_no_layer_has_is_refused(
         check_targets(tiny_model(architecture), LoraConfig(target_modules=names))
 
 
+def test_the_layer_of_the_logits_is_refused_where_it_is_the_embeddings() -> None:
+    lora = LoraConfig(target_modules=["q_proj", "lm_head"])
+    with pytest.raises(UserError, match=r"model\.lora\.target_modules: lm_head shares its weight"):
+        check_targets(tiny_model("qwen2"), lora)
+    check_targets(
+        tiny_model("phi3", tie_word_embeddings=False), LoraConfig(target_modules=["lm_head"])
+    )
+
+
 def test_paths_of_layers_are_names_too() -> None:
     settings = model_config("self_attn.q_proj", "model.layers.1.mlp.up_proj")
     check_targets(tiny_model("qwen2"), settings.lora)
