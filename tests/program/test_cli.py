@@ -176,7 +176,7 @@ def test_tab_completes(
 
 @pytest.mark.parametrize("typed", ["vf-wordle", "vf_wordle", "Wordle", "vf-tool-test"])
 def test_an_environments_name_is_accepted_in_any_spelling(program: Program, typed: str) -> None:
-    done = program("evaluate", "policy=random", f"env={typed}", "num_examples=2")
+    done = program("plan", "evaluate", "policy=random", f"env={typed}", "num_examples=2")
     assert done.returncode == 0, done.stderr
     name = "tool_test" if "tool" in typed else "wordle"
     assert f"env={name} num_examples=2" in done.stdout
