@@ -23,7 +23,7 @@ __all__ = ["runner"]  # a fixture
 # No phase is over before it can be interrupted.
 SETTINGS = [
     *LONGER,
-    "num_examples=32",
+    "num_examples=30",
     "evaluation.batch_size=4",
     "model.scratch.warmup_steps=150",
     "logger.project=my tests",  # an override that a shell needs quoted
@@ -75,19 +75,19 @@ def test_a_run_goes_on_after_ctrl_c_in_every_phase(runner: Runner, tmp_path: Pat
     go_on = runner.interrupt(go_on, warming_up)
     assert not list(cached.glob("*"))  # neither a model nor half of one
 
-    go_on = runner.interrupt(go_on, shows("evaluate before 8/32"))
+    go_on = runner.interrupt(go_on, shows("evaluate before 6/30"))
     mark(before)
     played = marked(before)
-    assert 8 <= played < 32
+    assert 6 <= played < 30
 
     go_on = runner.interrupt(go_on, shows("train step 4/12"))
-    assert marked(before) == played and len(json_lines(before)) == 32
+    assert marked(before) == played and len(json_lines(before)) == 30
     step = re.search(r"step (\d+) is kept", runner.errors)
     assert step and 2 <= int(step[1]) < 12
     assert (run / f"checkpoints/checkpoint-{step[1]}/manifest.json").exists()
     mark(metrics)
 
-    go_on = runner.interrupt(go_on, shows("evaluate after 8/32"))
+    go_on = runner.interrupt(go_on, shows("evaluate after 6/30"))
     assert steps(metrics) == [2, 4, 6, 8, 10, 12]
     assert marked(metrics) == int(step[1]) // 2
     mark(after)
@@ -96,7 +96,7 @@ def test_a_run_goes_on_after_ctrl_c_in_every_phase(runner: Runner, tmp_path: Pat
 
     printed = runner.run(*go_on)
     assert "evaluate before" not in printed
-    assert marked(after) == played < 32 == len(json_lines(after))
+    assert marked(after) == played < 30 == len(json_lines(after))
     assert marked(metrics) == len(json_lines(metrics)) == 6
     assert "after - before" in printed and runner.errors == ""
     assert len(list(cached.iterdir())) == 1

@@ -88,7 +88,7 @@ def test_every_yaml_begins_by_saying_what_it_is() -> None:
 def test_every_model_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     remote = name in ("openai", "openrouter")
     for service in ("OPENAI", "OPENROUTER"):
-        monkeypatch.setenv(f"{service}_API_KEY", "a key")
+        monkeypatch.setenv(f"{service}_API_KEY", "a-key")
     words = [f"model.name={name}"] if remote else []
     with composed("env=game2048", f"model={name}", *words) as cfg:
         model = check(cfg).config.model
