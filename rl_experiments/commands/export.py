@@ -16,8 +16,10 @@ from rl_experiments.errors import UserError
 from rl_experiments.export.card import model_card
 from rl_experiments.export.destinations import (
     DESTINATIONS,
+    building_folder,
     errors_as_one_line,
     open_destination,
+    remove_abandoned,
 )
 from rl_experiments.export.model import save_model
 from rl_experiments.paths import CONFIG_FILE, RECORDS_FOLDER, RUNS
@@ -34,11 +36,9 @@ def export(words: Sequence[str]) -> None:
         cfg = OmegaConf.load(checkpoint / RECORDS_FOLDER / CONFIG_FILE)
     except (OSError, CorruptCheckpoint):
         raise UserError(f"{label}: not a complete checkpoint of a run; take another") from None
-    with (
-        errors_as_one_line(to),
-        tempfile.TemporaryDirectory(prefix=".export-", dir=destination.build_in) as building,
-    ):
-        folder = Path(building) / "model"  # the temporary folder itself only its owner may read
+    remove_abandoned(destination.build_in or Path(tempfile.gettempdir()))
+    with errors_as_one_line(to), building_folder(destination.build_in) as building:
+        folder = building / "model"  # the temporary folder itself only its owner may read
         folder.mkdir()
         base = save_model(checkpoint, folder, cfg, label=label)
         card = model_card(checkpoint, step, cfg, base=base, name=destination.model_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 
 from hydra.core.hydra_config import HydraConfig
@@ -33,6 +34,7 @@ def job(function: Callable[[DictConfig], float]) -> Callable[[DictConfig], float
 
     @functools.wraps(function)
     def run(cfg: DictConfig) -> float:
+        logging.raiseExceptions = False  # of a log file on a full disk, which is reported once
         interrupts.watch()  # this may be a process that the launcher has started
         if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.RUN:
             raise UserError(

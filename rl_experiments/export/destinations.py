@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +22,9 @@ DESTINATIONS = "FOLDER, s3://bucket/prefix or hub:OWNER/NAME"
 _FILES_OF_OTHER_MODELS = ["*.safetensors", "*.bin", "*.index.json", "adapter_*"]
 _S3_PATIENCE_SECONDS = 15.0  # for an answer before the work begins
 _CLEANUP_PATIENCE_SECONDS = 1.0
+_BUILDING = ".export-"  # what the name of a folder begins with in which a model is built
+_LOCK_FILE = ".lock"
+_UNLOCKED_SECONDS = 3600.0  # a folder that is older and has no lock is of an earlier version
 
 
 class Destination(NamedTuple):
@@ -45,6 +52,7 @@ def open_destination(to: str) -> Destination:
     if not to or ":" in to:
         raise UserError(f"--to={to}: give {DESTINATIONS}")
     folder = Path(to).expanduser().absolute()
+    remove_abandoned(folder.parent)
     with errors_as_one_line(to):
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise UserError(f"--to={to}: there is something already; give a new folder")
@@ -99,6 +107,33 @@ def _hub_sender(to: str) -> Callable[[Path], str]:
         return f"{api.endpoint}/{name}, private if it is new,"
 
     return send
+
+
+@contextmanager
+def building_folder(parent: Path | None) -> Iterator[Path]:
+    """Yield a new folder in `parent` to build in, which only its owner may read; remove it then.
+
+    One that a killed process has left is known by its lock, which nobody holds any more.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix=_BUILDING, dir=parent) as folder,
+        (Path(folder) / _LOCK_FILE).open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Delete the folders of `building_folder` that killed processes have left in `parent`."""
+    for folder in parent.glob(f"{_BUILDING}*"):
+        with suppress(OSError):  # another user's, or another process builds in it
+            if not (folder / _LOCK_FILE).exists():
+                if time.time() - folder.stat().st_mtime > _UNLOCKED_SECONDS:
+                    shutil.rmtree(folder)
+                continue
+            with (folder / _LOCK_FILE).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 @contextmanager

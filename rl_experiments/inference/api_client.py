@@ -114,8 +114,14 @@ class ApiClient:
 
         task = asyncio.create_task(request_and_keep())
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._end)
         return await task
+
+    def _end(self, task: asyncio.Task[ApiReply]) -> None:
+        """Forget a request that is over, also if nobody waits for its reply any more."""
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio would log one that nobody has looked at
 
     def connect(self) -> Any:
         """Return the client library's client; the first call imports it, which takes a second."""

@@ -38,7 +38,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace the content of a text file in one step, making its folder if need be."""
-    with atomic_path(path) as building:
+    with _naming(path), atomic_path(path) as building:
         building.write_text(text)
 
 
@@ -47,7 +47,7 @@ def append_json_lines(path: Path, records: Iterable[Any]) -> None:
     content = "".join(json.dumps(record) + "\n" for record in records).encode()
     if not content:
         return
-    with path.open("a+b", buffering=0) as file:
+    with _naming(path), path.open("a+b", buffering=0) as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -80,6 +80,16 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name the file, which that of a write does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _remove(path: Path) -> None:

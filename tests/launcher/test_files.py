@@ -12,7 +12,7 @@ from rl_experiments.storage import files
 
 
 @pytest.mark.parametrize(
-    "name", ["atomic_path", "write_atomically", "append_json_lines", "read_json_lines"]
+    "name", ["atomic_path", "write_atomically", "append_json_lines", "read_json_lines", "_naming"]
 )
 def test_the_copies_are_equal(name: str) -> None:
     """The tests in tests/rl_experiments/storage hold for both."""
