@@ -6,7 +6,6 @@ import ast
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import re
 import subprocess
 import sys
@@ -16,8 +15,10 @@ from pathlib import Path, PurePosixPath
 
 from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job
+from hydra_modal_jobs.named_code import find_top_level, named_code
 from hydra_modal_jobs.sent_files import sent_files
 
+_OWN_PACKAGES = ("hydra_modal_jobs", "hydra_plugins")
 _REMOTE_ROOT = PurePosixPath("/root")  # the working directory of a container
 
 
@@ -41,11 +42,20 @@ def sources(jobs: list[Job]) -> dict[Path, PurePosixPath]:
     roots = set()
     distributed = _same_distribution(jobs)
     imported = {name.partition(".")[0] for name in sys.modules}
-    names = sorted({*distributed, *imported, *_mentioned(jobs)})
+    mentioned = _mentioned(jobs)
+    # What the application imports inside its functions is installed; what it only names may not be.
+    followed = mentioned - distributed - {*_OWN_PACKAGES, _task_package(jobs)}
+    names = sorted({*distributed, *imported, *mentioned})
     for module in names:  # the list grows by what the modules import
         for path in _local_paths(module, distributed):
-            if path.is_file():
-                names += sorted(_imports_of(path) - {*names})
+            files = [path] if path.is_file() else []
+            if not files and module in followed:
+                sent = sent_files(path, is_config=False)
+                files = [path / name for name in sent if name.suffix == ".py"]
+            for file in files:
+                imports = _imports_of(file) - {*names}
+                names += sorted(imports)
+                followed |= imports
             if module == "hydra_plugins":  # a namespace that several distributions share
                 for plugin in filter(Path.is_dir, path.iterdir()):
                     if not _is_installed(plugin):
@@ -101,9 +111,15 @@ def git_state(folder: Path) -> dict[str, object] | None:
     return {"commit": commit, "dirty": bool(changes)}
 
 
+def _task_package(jobs: list[Job]) -> str:
+    """Return the top-level module of the job's function."""
+    name: str = jobs[0].payload["task"]["name"]
+    return name.partition(".")[0].partition(":")[0]
+
+
 def _same_distribution(jobs: list[Job]) -> set[str]:
     """Return the top-level packages of the application's own distribution, if it is installed."""
-    module = jobs[0].payload["task"]["name"].partition(".")[0].partition(":")[0]
+    module = _task_package(jobs)
     file = getattr(sys.modules.get(module), "__file__", None)
     if not file or not _is_installed(Path(file).resolve()):
         return set()
@@ -120,12 +136,14 @@ def _distributions_by_package() -> Mapping[str, list[str]]:
 def _mentioned(jobs: list[Job]) -> set[str]:
     """Return the top-level modules that nothing has imported yet but a job will.
 
-    A script's functions import them, or `_target_` in the configuration names them.
+    A script's functions import them, or `_target_` or a setting in the configuration names them.
     """
     script = jobs[0].payload["task"].get("script")
     names = _imports_of(Path(script)) if script else set()
     for job in jobs:
         names |= set(re.findall(r"_target_: ['\"]?(\w+)\.", job.payload["config"]))
+        named = named_code(job.config, job.settings.code).values()
+        names |= {value.partition(":")[0].partition(".")[0] for value in named}
     return names
 
 
@@ -150,7 +168,7 @@ def _local_paths(module: str, distributed: set[str]) -> Iterable[Path]:
         imported = sys.modules[module]
         file, folders = getattr(imported, "__file__", None), getattr(imported, "__path__", None)
     else:
-        spec = importlib.util.find_spec(module)
+        spec = find_top_level(module)
         file, folders = spec and spec.origin, spec and spec.submodule_search_locations
     if folders is not None:
         candidates = [Path(folder) for folder in folders]

@@ -82,6 +82,7 @@ class ModalJobsConf:
 
     # What the launcher knows of the application
     check: str | None = None  # module:function that gets each configuration and raises mistakes
+    code: list[str] = field(default_factory=list)  # settings that name code, as module:function
     shape: list[str] = field(default_factory=list)  # settings on which a job's duration depends
     metrics: str = "metrics.jsonl"  # in a job's folder: JSON lines, the newest last
     show: list[str] = field(default_factory=lambda: ["step"])  # keys of it for the live line

@@ -12,6 +12,7 @@ from hydra_modal_jobs.backends import backend_class, backend_name, backend_of
 from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job, activate, application_config
 from hydra_modal_jobs.manifest import run_name
+from hydra_modal_jobs.named_code import check_named_code
 from hydra_modal_jobs.paths import JOB_FILE
 from hydra_modal_jobs.secrets import Secrets
 
@@ -57,6 +58,7 @@ def _check_job(job: Job, secrets: Secrets) -> None:
         raise LaunchRefused(
             f"hydra.launcher.on_interrupt={job.settings.on_interrupt}: ask, cancel or leave"
         )
+    check_named_code(config, job.settings.code)
     if job.settings.check:
         module, _, name = job.settings.check.partition(":")
         getattr(import_module(module), name)(config)
