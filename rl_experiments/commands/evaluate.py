@@ -74,7 +74,7 @@ def _evaluate_all(policies: Sequence[EvaluatedPolicy], experiment: Experiment, r
             remedy = "the same command with resume=true goes on"
             raise UserError(f"{error}; {kept}: {remedy}") from None
         raise
-    _print_results(evaluation, config.trainer.max_completion_length, progress)
+    _print_results(evaluation, progress)
     progress.print(f"Run folder: {run.folder}")
     evaluation.refuse_unmeasured(evaluation.results)
     return result.win_rate.value if result.win_rate else math.nan
@@ -151,10 +151,10 @@ def _describe_spend(spend: Spend) -> str:
     return ", ".join(parts)
 
 
-def _print_results(evaluation: Evaluation, max_completion_length: int, progress: Progress) -> None:
+def _print_results(evaluation: Evaluation, progress: Progress) -> None:
     for table in (evaluation.table(), *evaluation.details()):
         progress.print(table)
-    for line in evaluation.notes(max_completion_length=max_completion_length):
+    for line in evaluation.notes():
         progress.print(line)
     failed = sum(result.failed for result in evaluation.results.values())
     if failed:

@@ -77,8 +77,7 @@ def _train(
         raise
     if evaluation is not None:
         progress.print(evaluation.table())
-        limit = config.trainer.max_completion_length
-        for line in evaluation.notes(max_completion_length=limit):
+        for line in evaluation.notes():
             progress.print(line)
         if config.model.scratch is not None:
             progress.print(

@@ -66,6 +66,7 @@ class Evaluation:
         self.specs = [EpisodeSpec(seed, member) for seed in self.seeds for member in range(samples)]
         self.results: dict[str, PolicyResult] = {}
         self.compared: list[str] = []
+        self._reply_limits: dict[str, int] = {}  # tokens, by the name of a policy that has one
         folder.mkdir(parents=True, exist_ok=True)
 
     def evaluate_scripted(self, name: str) -> PolicyResult:
@@ -95,6 +96,7 @@ class Evaluation:
         def play_episodes(specs: Sequence[EpisodeSpec], keep: EpisodeWriter) -> None:
             rollout.play(specs, batch_size=batch_size, on_end=keep)
 
+        self._reply_limits[name] = rollout.max_new_tokens
         return self._evaluate(name, version, play_episodes, progress)
 
     def evaluate_api_model(
@@ -118,6 +120,7 @@ class Evaluation:
                 on_end=keep,
             )
 
+        self._reply_limits[name] = max_tokens
         version = without_credentials(f"{client.model} at {client.config.base_url}")
         return self._evaluate(name, version, play_episodes, progress)
 
@@ -166,12 +169,12 @@ class Evaluation:
         )
         return [table for table in candidates if table]
 
-    def notes(self, *, max_completion_length: int) -> list[str]:
+    def notes(self) -> list[str]:
         """Return lines about replies that were cut or withheld, and why episodes failed."""
         return [
             line
             for name, result in self.results.items()
-            for line in tables.notes(name, result, max_completion_length=max_completion_length)
+            for line in tables.notes(name, result, reply_limit=self._reply_limits.get(name, 0))
         ]
 
     def refuse_unmeasured(self, names: Iterable[str]) -> None:

@@ -65,13 +65,13 @@ def details_table(results: Mapping[str, PolicyResult], seconds: Mapping[str, flo
     return table
 
 
-def notes(name: str, result: PolicyResult, *, max_completion_length: int) -> list[str]:
+def notes(name: str, result: PolicyResult, *, reply_limit: int) -> list[str]:
     """Return a line each on replies of a policy that were cut or withheld, and on failures."""
     lines = []
     if result.cut_replies:
         lines.append(
             f"{name}: {result.cut_replies:,} of {result.replies:,} replies were cut at "
-            f"trainer.max_completion_length={max_completion_length} tokens; raise it if they were "
+            f"trainer.max_completion_length={reply_limit} tokens; raise it if they were "
             "not done"
         )
     if result.withheld_replies:

@@ -57,6 +57,7 @@ class ApiClient:
         self._busy_until = 0.0  # on the clock of `time.monotonic`: the server asked for a pause
         self._under_way: set[asyncio.Task[ApiReply]] = set()
         self._is_draining = False
+        self._hopeless: UserError | None = None  # what every request would meet
 
     @property
     def spend(self) -> Spend:
@@ -170,6 +171,8 @@ class ApiClient:
             with turn:  # over after the first attempt
                 if self._is_draining:
                     raise asyncio.CancelledError
+                if self._hopeless is not None:
+                    raise self._hopeless
                 return await self._attempt(
                     write(), max_tokens=max_tokens, deadline=deadline, outcomes=outcomes
                 )
@@ -188,7 +191,9 @@ class ApiClient:
             raise
         except ApiError as error:
             if self._contact.refuses_all(str(error)):
-                raise UserError(f"{self._address}: refuses every request: {error}") from None
+                message = f"{self._address}: refuses every request: {error}"
+                self._hopeless = UserError(message)
+                raise self._hopeless from None
             raise
 
     async def _attempt(
@@ -259,7 +264,8 @@ class ApiClient:
             error, self.config, setting=self.setting, model=self.model
         )
         if hopeless is not None:
-            return UserError(self._without_key(str(hopeless)))
+            self._hopeless = UserError(self._without_key(str(hopeless)))
+            return self._hopeless
         reason = self._without_key(api_errors.reason(error, self.config, setting=self.setting))
         if self._writer.learn(reason, status=api_errors.status_of(error), body=body):
             return TemporaryApiError(reason, is_changed=True)
@@ -271,7 +277,8 @@ class ApiClient:
         is_foreign = isinstance(error, MalformedReply) and not error.is_completion
         if (is_unreached or is_foreign) and self._contact.is_hopeless(outcomes, reason):
             if is_unreached:
-                return UserError(f"{self._address}: {reason}{_proxies()}")
+                self._hopeless = UserError(f"{self._address}: {reason}{_proxies()}")
+                return self._hopeless
             return ApiError(f"{reason} (at each of {len(outcomes)} attempts)")
         self._contact.open()
         pause = api_errors.retry_after_seconds(error)

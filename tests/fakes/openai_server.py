@@ -36,6 +36,7 @@ class OpenAIServer(Loopback):
         self.retry_after: str | None = "0"
         self.latency = 0.0  # seconds
         self.usage: dict[str, Any] | None = {"prompt_tokens": 100, "completion_tokens": 10}
+        self.finish = ""  # why replies end; empty: as the API has it
         self.refuses: tuple[int, Body] | None = None  # status and body, for every request
         # Status and content (JSON, or a text that is sent as it is); None for the usual answer.
         self.answer: Callable[[Body], tuple[int, Any] | None] = lambda body: None
@@ -126,7 +127,7 @@ class _Handler(Handler):
             return self._send(200, {"error": {"message": "upstream is away", "code": 502}})
         message = owner.reply(body)
         message = {"content": message} if isinstance(message, str) else dict(message)
-        finish = "tool_calls" if message.get("tool_calls") else "stop"
+        finish = owner.finish or ("tool_calls" if message.get("tool_calls") else "stop")
         message = {"role": "assistant", "content": None, **message}
         if body.get("stream"):
             return self._stream(owner, body, message, finish, fate)

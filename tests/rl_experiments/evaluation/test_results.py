@@ -61,13 +61,13 @@ def test_a_policy_whose_episodes_all_failed_has_no_figures() -> None:
     assert played.minus(result) == result.minus(played) == (None, None)
     table = tables.main_table({"p": result, "q": played}, [("p", "q")], seeds=3)
     assert [str(next(iter(column.cells))) for column in table.columns] == ["p", "3", "-", "-"]
-    assert "status 400: no" in tables.notes("p", result, max_completion_length=9)[0]
+    assert "status 400: no" in tables.notes("p", result, reply_limit=9)[0]
 
 
 def test_cut_and_withheld_replies_are_counted() -> None:
     records = [record(s, won=False, cut_replies=s, withheld_replies=1) for s in range(3)]
     result = PolicyResult.from_records("p", records, [0, 1, 2])
-    cut, withheld = tables.notes("p", result, max_completion_length=128)
+    cut, withheld = tables.notes("p", result, reply_limit=128)
     assert "p: 3 of 6 replies were cut at trainer.max_completion_length=128" in cut
     assert "p: 3 of 6 replies were withheld" in withheld
 
