@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import iscoroutine
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -117,7 +117,8 @@ class ObjectStore:
         """Call a method of the file system by name, or a coroutine function, until it succeeds.
 
         It is given up after `patience_seconds`, and some more for the bytes that it moves. s3fs
-        and botocore try again by themselves, but without a limit of time.
+        and botocore try again by themselves, but without a limit of time. Where the credentials
+        are refused, they are read once more: those of a file may have been renewed.
         """
         if callable(method):
             function = method
@@ -127,12 +128,21 @@ class ObjectStore:
         deadline = time.monotonic() + limit_seconds
         answer: Exception | None = None  # the latest error that is no time-out of ours
 
+        def try_once() -> Any:
+            return self._wait_for(function(*args, **kwargs), deadline - time.monotonic())
+
         def attempt() -> Any:
             nonlocal answer
             if self.is_stopped:
                 raise CancelledError
             try:
-                return self._wait_for(function(*args, **kwargs), deadline - time.monotonic())
+                try:
+                    return try_once()
+                except Exception as error:
+                    if not self._reads_credentials_again(error, deadline - time.monotonic()):
+                        raise
+                    answer = error
+                    return try_once()
             except TimeoutError as error:
                 raise answer or error  # noqa: B904  # an earlier answer says more than our limit
             except Exception as error:
@@ -168,6 +178,14 @@ class ObjectStore:
             if self.is_remote and _is_of_local_disk(error):
                 raise disk_error(error) from error
             raise UserError(f"{self.label}: {prefix}{reason_of(error)}") from error
+
+    def _reads_credentials_again(self, error: Exception, limit_seconds: float) -> bool:
+        """Begin a session with the credentials of now, if the old ones may have expired."""
+        if not hasattr(self.fs, "set_session") or not _may_be_of_credentials(error):
+            return False
+        with suppress(Exception):  # then it is the call that fails
+            self._wait_for(self.fs.set_session(refresh=True), limit_seconds)
+        return True
 
     def _wait_for(self, result: Any, limit_seconds: float) -> Any:
         if not iscoroutine(result):
@@ -209,6 +227,11 @@ _CONDITION_CODES = (
     *("PreconditionFailed", "412", "ConditionalRequestConflict", "NotImplemented", "501"),
 )
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_CREDENTIAL_CODES = (
+    *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"),
+    *("InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity"),
+    *("AccessDenied", "400", "401", "403"),
+)
 # By the server's codes or the names of exceptions: what a user can do about it.
 _REASONS = {
     "NoSuchBucket": "there is no such bucket",
@@ -265,6 +288,12 @@ def _is_final(error: Exception) -> bool:
         # After the first RequestTimeTooSkewed, botocore has corrected for the clock by itself.
         return code in (*_CONDITION_CODES, "RequestTimeTooSkewed")
     return is_disk_error(error) or "Credentials" in type(error).__name__
+
+
+def _may_be_of_credentials(error: Exception) -> bool:
+    """Return whether other credentials might succeed; an answer to HEAD has no reason."""
+    kind = type(error).__name__
+    return error_code(error) in _CREDENTIAL_CODES or "Credential" in kind or "Token" in kind
 
 
 def _is_of_local_disk(error: Exception) -> TypeGuard[OSError]:

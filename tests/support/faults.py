@@ -51,6 +51,7 @@ class FaultProxy(Loopback):
         self.down = False
         self.slow_seconds = 0.2
         self.refuses: dict[str, str] = {}  # by method: the code of the error that it meets
+        self.expired: set[str] = set()  # access keys that are refused
         self.requests: list[tuple[str, str]] = []  # method and path of each, in order
         self.faults: list[str] = []  # the kinds that happened, in order
         # Called with method and path before a request is handled.
@@ -117,6 +118,9 @@ class _Handler(Handler):
             return self._send_error(int(fate), code)
         if refusal := proxy.refuses.get(self.command):
             return self._send_error(403, refusal)
+        signature = self.headers.get("Authorization", "")
+        if any(f"Credential={key}/" in signature for key in proxy.expired):
+            return self._send_error(400, "ExpiredToken")
         server = http.client.HTTPConnection(proxy.upstream, timeout=30)
         try:
             server.request(self.command, self.path, body, dict(self.headers.items()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rl_experiments.errors import UserError
 from rl_experiments.storage.objects import ObjectStore
 from tests.support.faults import FaultProxy
-from tests.support.stores import SECRET, moto, proxy, rclone, surroundings
+from tests.support.stores import KEY, SECRET, moto, proxy, rclone, surroundings
 
 __all__ = ["moto", "proxy", "rclone", "surroundings"]  # fixtures
 
@@ -84,3 +86,44 @@ def test_a_wrong_clock_is_named(proxy: FaultProxy) -> None:
     proxy.refuses = dict.fromkeys(("GET", "PUT", "POST", "DELETE"), "RequestTimeTooSkewed")
     message = refusal("s3://bucket")
     assert "the clock of this machine is wrong (RequestTimeTooSkewed)" in message
+
+
+def test_credentials_that_were_renewed_in_their_file_are_read_again(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Reads, writes, lists and questions that have no text in their answers go on."""
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    def renew(key: str) -> None:
+        lines = [f"aws_access_key_id={key}", "aws_secret_access_key=b", f"aws_session_token={key}"]
+        file.write_text("\n".join(["[default]", *lines]))
+
+    renew("KEY0")
+    store = ObjectStore.open("s3://bucket", "x", writes=True, setting="s", patience_seconds=15)
+    store.first_pause_seconds = 0.01
+    calls = (
+        lambda: store.write("a", "text"),
+        lambda: store.read("a"),
+        lambda: store.put(file, "b"),
+        lambda: store.get("b", tmp_path / "copy", size=1),
+        lambda: store.call("info", store.path("a")),  # a HEAD
+        store.list,
+        lambda: store.remove("a"),
+    )
+    for number, call in enumerate(calls, start=1):
+        proxy.expired.add(f"KEY{number - 1}")
+        renew(f"KEY{number}")
+        call()  # type: ignore[no-untyped-call]
+    assert store.list().keys() == {"b"}
+
+
+def test_credentials_that_stay_expired_are_named(proxy: FaultProxy) -> None:
+    store = ObjectStore.open("s3://bucket", "x", writes=True, setting="s", patience_seconds=15)
+    store.patience_seconds = 0.2
+    proxy.expired.add(KEY)
+    refused = pytest.raises(UserError, match=r"refuses the credentials \(ExpiredToken\)")
+    with refused, store.as_user_error():
+        store.list()
