@@ -21,7 +21,7 @@ install: .venv/installed
 test: install
 	$(PYTEST)
 
-# All but the tests that start programs or take more than two seconds.
+# All but the tests that start programs or take more than about half a second.
 test-fast: install
 	$(PYTEST) -m "not slow"
 

@@ -55,6 +55,7 @@ def started(board: game.Board | None = None, **options: Any) -> Game2048:
     return env
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(BOARDS, st.sampled_from(game.DIRECTIONS))
 def test_move_matches_the_oracle(board: game.Board, direction: str) -> None:
@@ -214,10 +215,11 @@ PIECES = ["<move>", "</move>", "<Move\t>", "</MOVE\n>", "<move\n>", "<think>", "
 PIECES += ["left", "Right", "up", "down", " ", "\n", "\xff\x00", "\x0b", "\x85", "\xa0", "\ud800"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parser", Parser)
 def test_arbitrary_replies_end_in_a_defined_outcome(parser: Parser) -> None:
     rng, env, read = Random(0), started(parser=parser), 0
-    for index in range(100_000):
+    for index in range(30_000):
         reply = "".join(rng.choices(PIECES, k=rng.randrange(7)))
         if index % 3 == 0:
             reply = f"<move>{reply}</move>"
@@ -232,7 +234,7 @@ def test_arbitrary_replies_end_in_a_defined_outcome(parser: Parser) -> None:
         assert (step.end is End.INVALID) == (direction is None)
         if step.end:
             env.reset(index)
-    assert read > 1000
+    assert read > 300
 
 
 def by_xml_parser(reply: str) -> str | None:

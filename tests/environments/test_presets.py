@@ -45,6 +45,7 @@ def test_a_variant_has_a_name_and_a_preset_leaves_the_environment_alone(preset: 
         assert environment_name(shown) == f"{shown.name} (variant {name})"
 
 
+@pytest.mark.slow
 def test_a_preset_applies_to_its_environment_and_model_alone() -> None:
     assert composed("env=wordle", "model=tiny").env.words == "tiny"
     assert composed("env=wordle", "model=qwen2_5_0_5b").env.words == "english"

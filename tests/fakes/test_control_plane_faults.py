@@ -78,6 +78,7 @@ def test_a_crash_runs_the_same_input_again(plane: ControlPlane, tmp_path: Path) 
     assert [a.ending for a in plane.call(call).attempts] == ["crashed", "success"]
 
 
+@pytest.mark.slow
 def test_nothing_outlives_the_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(JOBS))
     before = dict(os.environ)

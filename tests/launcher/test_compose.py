@@ -52,6 +52,7 @@ def content(config: DictConfig) -> tuple[str, dict[str, Any]]:
     return OmegaConf.to_yaml(config), {key: OmegaConf.get_type(nodes[key]) for key in nodes}
 
 
+@pytest.mark.slow
 def test_every_job_is_composed_as_by_hydra(master: tuple[ConfigLoader, DictConfig]) -> None:
     hydras, sweep = master
     quick = SweepLoader.over(hydras)
@@ -65,6 +66,7 @@ def test_every_job_is_composed_as_by_hydra(master: tuple[ConfigLoader, DictConfi
             composed.trainer.max_steps, composed.new = -1, 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", JOBS[3:], ids=str)
 def test_a_single_job_has_the_configuration_of_its_sweep(
     overrides: list[str], hydra: Hydra, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +100,7 @@ def test_hydras_own_loader_composes_with_any_other_version_of_hydra(
     assert SweepLoader.over(hydras) is hydras
 
 
+@pytest.mark.slow
 def test_hydras_own_loader_composes_if_its_result_differs(
     master: tuple[ConfigLoader, DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +119,7 @@ def test_hydras_own_loader_composes_if_its_result_differs(
         assert content(quick.load_sweep_config(sweep, overrides)) == expected
 
 
+@pytest.mark.slow
 def test_a_job_is_given_the_packages_of_its_environment(
     master: tuple[ConfigLoader, DictConfig],
 ) -> None:
@@ -134,6 +138,7 @@ def test_a_job_is_given_the_packages_of_its_environment(
     assert any(name.startswith("tree-sitter==") for name in image("bfcl_single_turn").pip)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_refused_as_by_hydra(master: tuple[ConfigLoader, DictConfig]) -> None:
     hydras, sweep = master
     for loader in (hydras, SweepLoader.over(hydras)):

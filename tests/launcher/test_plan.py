@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -99,17 +100,18 @@ def test_fallbacks_and_regions_have_their_price() -> None:
     assert usd_per_hour(ModalJobsConf(gpu="X1")) == (None, None)
 
 
+@pytest.mark.slow
 def test_costs_are_expected_from_runs_of_the_same_shape(
     context: HydraContext, tmp_path: Path
 ) -> None:
     job = composed(context, tmp_path, "gpu=a10g", "trainer.learning_rate=1e-6")
     other = composed(context, tmp_path, "gpu=a10g", "trainer.max_steps=7")
+    like = composed(context, tmp_path, "gpu=a10g", "trainer.learning_rate=9e-6")
     for number, (state, seconds) in enumerate(
         [("done", 1800), ("done", 3600), ("done", 5400), ("failed", 9)]
     ):
         folder = tmp_path / f"earlier/{number}/.job"
         folder.mkdir(parents=True)
-        like = composed(context, tmp_path, "gpu=a10g", "trainer.learning_rate=9e-6")
         result = {"state": state, "seconds": seconds, "shape": cost_key(like)}
         (folder / "result.json").write_text(json.dumps(result))
     known, unknown = plan.estimate([job, other])
@@ -161,6 +163,7 @@ def test_a_launch_without_an_account_is_refused(program: Program, tmp_path: Path
     assert done.stderr == "no Modal account is set up; run: modal token new (or use gpu=local)\n"
 
 
+@pytest.mark.slow
 def test_everything_that_a_job_imports_goes_along_and_nothing_secret(
     context: HydraContext, tmp_path: Path
 ) -> None:
@@ -263,7 +266,9 @@ def test_the_example_has_every_variable_that_jobs_are_given() -> None:
     }
 
 
+@pytest.mark.slow
 def test_gpus_have_the_resources_of_the_originals(context: HydraContext, tmp_path: Path) -> None:
+    @functools.cache
     def resources(gpu: str) -> tuple[object, ...]:
         settings = composed(context, tmp_path, f"gpu={gpu}").settings
         return settings.gpu, settings.cpu, settings.memory, settings.timeout

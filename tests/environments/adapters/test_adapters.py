@@ -86,6 +86,7 @@ def test_the_random_state_replays_and_leaves_the_outer_one_alone() -> None:
     assert random.getstate() == outer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_replay_is_exact_and_a_group_shares_the_start(adapter: type[Environment]) -> None:
     for seed in range(4):

@@ -29,6 +29,7 @@ def epoch(env: BfclSingleTurn, seed_of: Callable[[int], int], count: int) -> lis
     return ids
 
 
+@pytest.mark.slow
 @needs_bfcl
 def test_training_and_evaluation_share_no_request() -> None:
     env = BfclSingleTurn()

@@ -89,6 +89,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @needs_bfcl
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 10**6), TEXTS, st.lists(VALUES, min_size=1, max_size=3))

@@ -26,6 +26,7 @@ from tests.environments.bfcl_single_turn.cases import (
 )
 
 
+@pytest.mark.slow
 @needs_bfcl
 def test_the_oracle_is_right_wherever_a_reply_can_be() -> None:
     lost, count = set(), 0
@@ -75,6 +76,7 @@ NO_SKILL: dict[str, Callable[[BfclSingleTurn, Random], str]] = {
 }
 
 
+@pytest.mark.slow
 @needs_bfcl
 def test_no_reply_without_skill_comes_near_the_oracle() -> None:
     assert min(rewards_of(BfclSingleTurn.baselines["oracle"])) == 1.0

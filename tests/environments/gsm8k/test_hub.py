@@ -15,6 +15,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pytest
+
 from tests.environments.gsm8k.questions import ROWS
 
 README = """---
@@ -104,6 +106,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_questions_come_from_the_hub_and_later_without_it(tmp_path: Path) -> None:
     """The `datasets` library itself reads them, in a process of its own."""
     ours = {k: v for k, v in os.environ.items() if not re.search("proxy|OFFLINE", k, re.IGNORECASE)}

@@ -80,6 +80,7 @@ def test_headings_of_four_hashes_are_no_answers(n: int, heading: str, end: str, 
     assert not grade(reply, str(n + 1)), reply
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(NUMBERS, NUMBERS)
 def test_a_number_is_read_in_every_form(n: int, other: int) -> None:
@@ -150,6 +151,7 @@ PIECES = [r"\boxed{", "}", "{", "#### ", "18", "20", "-", ".", ",", "$", "\\", "
 PIECES += ["<think>", "</think>", "\\text{", "\\!", "**", "½", "🙂", "\ud800", "\x00", "=", "eggs"]
 
 
+@pytest.mark.slow
 def test_any_reply_has_an_outcome(questions: str) -> None:
     rng, env = Random(0), Gsm8k(questions)
     ends = set()

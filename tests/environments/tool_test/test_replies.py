@@ -109,6 +109,7 @@ PIECES = ["<tool_call>", "</tool_call>", GOOD, '"name"', "set_timer", "{", "}", 
 PIECES += ["<think>", "</think>", "5", "true", "NaN", "\n", " ", "\\", "\ud800", "\x00", "🙂"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_a_turn", [False, True])
 def test_any_reply_has_an_outcome(one_a_turn: bool) -> None:
     rng, env, ends = Random(0), started(TIMER, one_a_turn=one_a_turn), Counter[End | None]()

@@ -63,6 +63,7 @@ def asked_and_made(draw: st.DrawFn) -> tuple[list[Call], list[Call]]:
     return asked, made
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(asked_and_made())
 def test_rewards_match_the_oracle(calls: tuple[list[Call], list[Call]]) -> None:

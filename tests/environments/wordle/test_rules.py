@@ -38,6 +38,7 @@ def test_feedback_matches_the_oracle(secret: str, guess: str) -> None:
     assert feedback(secret, guess) == slow_feedback(secret, guess)
 
 
+@pytest.mark.slow
 def test_feedback_on_words_and_by_hand() -> None:
     rng = Random(0)
     for secret, guess in zip(*(rng.choices(ENGLISH.words, k=50_000) for _ in "sg"), strict=True):

@@ -227,6 +227,7 @@ def endless_unless_right(self: Any, reply: str) -> Step:
     return step if "say" in reply else endless(self, reply)
 
 
+@pytest.mark.slow
 def test_a_baselines_episode_without_end_is_a_fault() -> None:
     audited = EnvironmentAudit(parrot(right_only, step=endless), 60)
     assert "an episode has no end in 5000 turns: random at seed 0 (and 1 more)" in audited.faults
@@ -280,6 +281,7 @@ def test_the_original_reward_of_function_calls_fails() -> None:
     assert any(line.startswith("constant earns 1.000") for line in near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment", [Wordle(words="tiny"), Game2048(win_value=32, max_moves=30)]
 )
@@ -295,6 +297,7 @@ def test_function_calls_pass() -> None:
     assert faults(BfclSingleTurn()) == ""
 
 
+@pytest.mark.slow
 def test_the_verb_prints_a_table_and_fails_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     register()
     audit(["env=wordle", "model=tiny", "num_examples=40"])

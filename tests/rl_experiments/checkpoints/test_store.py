@@ -36,6 +36,7 @@ from tests.support.stores import (
 __all__ = ["moto", "proxy", "rclone", "store_url", "surroundings"]  # fixtures
 
 
+@pytest.mark.slow
 def test_what_is_pushed_comes_back_as_it_was(store_url: str, tmp_path: Path) -> None:
     store, run, hashes = open_store(store_url), tmp_path / "run", tmp_path / "hashes.json"
     checkpoints = {step: make_checkpoint(run, step) for step in (2, 10)}
@@ -127,6 +128,7 @@ store.push(Path({str(tmp_path / "checkpoint-1")!r}))
     assert store.prune(RetentionPolicy(), newest=2) == [1]  # what was left of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "truncated", "tampered", "manifest", "outside"])
 def test_a_damaged_checkpoint_is_named_and_passed_over(
     proxy: FaultProxy, tmp_path: Path, damage: str
@@ -203,6 +205,7 @@ def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path, name: str
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_store_that_may_only_be_read_serves_readers(proxy: FaultProxy, tmp_path: Path) -> None:
     open_store().push(make_checkpoint(tmp_path / "run", 1))
     proxy.refuses = dict.fromkeys(("PUT", "POST", "DELETE"), "AccessDenied")

@@ -142,6 +142,7 @@ def test_a_checkpoint_deleted_before_its_upload_is_reported(
     assert messages[-1].endswith("checkpoint-1 was deleted before it was uploaded")
 
 
+@pytest.mark.slow
 def test_only_this_runs_old_checkpoints_are_deleted(store_url: str, tmp_path: Path) -> None:
     other, store = open_store(store_url, "other"), open_store(store_url)
     other.push(make_checkpoint(tmp_path / "other", 1))

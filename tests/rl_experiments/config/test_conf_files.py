@@ -84,6 +84,7 @@ def test_every_yaml_begins_by_saying_what_it_is() -> None:
     assert without == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_model_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     remote = name in ("openai", "openrouter")

@@ -32,6 +32,7 @@ def limits(*words: str) -> dict[str, int]:
     return {name: policy.config.trainer.max_completion_length for name, policy in chosen}
 
 
+@pytest.mark.slow
 def test_each_policy_has_the_limit_of_its_model(tmp_path: Path) -> None:
     listed = "policies=[random,tiny,qwen2_5_0_5b]"
     assert limits(listed) == {"random": 8, "tiny": 8, "qwen2_5_0_5b": 128}
@@ -52,6 +53,7 @@ def test_a_model_behind_an_api_is_not_the_tiny_one() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["model.max_length=3000"]])
 def test_a_checkpoint_has_the_limits_of_its_run(tmp_path: Path, words: list[str]) -> None:
     register()

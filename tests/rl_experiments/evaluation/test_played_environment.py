@@ -64,6 +64,7 @@ def test_without_a_model_the_environment_is_the_plain_one(env: str, more: str) -
     assert composed(f"env={env}", more).env == plain(env)
 
 
+@pytest.mark.slow
 def test_the_variant_is_played_where_it_is_named() -> None:
     variant = composed("env=wordle", "model=tiny").env
     assert (variant.words, variant.variant) == ("tiny", "tiny")
@@ -82,6 +83,7 @@ def test_play_and_audit_compose_the_plain_environment(
     assert "Environment: game2048 (variant game2048_tiny): " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["", "0", "0/checkpoints/checkpoint-8"])
 def test_a_checkpoint_plays_the_environment_of_its_run(run: Path, folder: str) -> None:
     trained = OmegaConf.load(run / "0/config.yaml").env
@@ -92,6 +94,7 @@ def test_a_checkpoint_plays_the_environment_of_its_run(run: Path, folder: str) -
     assert composed(f"checkpoint={path}", "model=tiny").env == trained
 
 
+@pytest.mark.slow
 def test_what_the_command_line_says_goes_first_and_the_difference_is_shown(run: Path) -> None:
     env = composed(f"checkpoint={run}", "env.guesses=3").env
     assert env == {**OmegaConf.load(run / "0/config.yaml").env, "guesses": 3}

@@ -79,6 +79,7 @@ def test_close_ends_all_of_it_and_may_be_called_twice(start: Start) -> None:
     assert not processes_of(group)
 
 
+@pytest.mark.slow
 def test_nothing_stays_when_the_training_process_is_killed(start: Start, tmp_path: Path) -> None:
     start().close()  # writes the program
     parent = tmp_path / "parent.py"

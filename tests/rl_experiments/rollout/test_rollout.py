@@ -92,6 +92,7 @@ class Waiting(Game2048):
         return super().step(reply)
 
 
+@pytest.mark.slow
 def test_slow_environments_move_at_the_same_time_and_play_the_same(folder: Path) -> None:
     settings: dict[str, Any] = {"win_value": 32, "max_moves": 6, "hints": True, "earlier_turns": 0}
     slow = rollout(folder, Waiting(parser=Parser.lenient, **settings))
@@ -262,6 +263,7 @@ def test_the_samplers_logprobs_are_the_models(folder: Path, earlier_turns: int |
                     assert logp == pytest.approx(sample.logprobs[i], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_episode_does_not_depend_on_its_batch(folder: Path) -> None:
     one = rollout(folder, game())
     together = one.play(tasks(10))
@@ -269,6 +271,7 @@ def test_an_episode_does_not_depend_on_its_batch(folder: Path) -> None:
     assert [t.to_json() for t in apart] == [t.to_json() for t in together[3:5]]
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_from_the_models_distribution(folder: Path) -> None:
     played = rollout(folder, game())
     prompt = renderer_of(played).prompt([ChatTurn(game().reset(1))])
@@ -315,6 +318,7 @@ def test_an_environment_that_raises_fails_its_episode_alone(folder: Path, at: st
     assert trajectory.error == "RuntimeError: no data"
 
 
+@pytest.mark.slow
 def test_the_warm_up_teaches_the_format_and_no_skill(folder: Path) -> None:
     played = rollout(folder, game(max_moves=30, earlier_turns=0)).play(
         [EpisodeSpec(s.seed) for s in tasks(200)]

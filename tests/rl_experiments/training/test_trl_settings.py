@@ -19,6 +19,7 @@ def config(*overrides: str) -> Config:
     return check(composed("name=x", *overrides)).config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [
@@ -41,6 +42,7 @@ def test_a_setting_without_effect_is_refused(setting: str, tmp_path: Path) -> No
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "enabling"),
     [
