@@ -23,6 +23,7 @@ from rl_experiments.errors import UserError
 from rl_experiments.storage.objects import ObjectStore, error_code
 
 LEASE_FILE = "lease.json"  # in the store, beside the steps of the run
+SETTLE_SECONDS = 2.0  # until what another job wrote to a store without conditions can be seen
 _RELEASE_SECONDS = 3.0  # to try to give it back at the end, when it would expire anyway
 _CLOCK_STEP_SECONDS = 1.0  # the times in HTTP headers are whole seconds
 _REFUSED_CODES = ("PreconditionFailed", "412", "ConditionalRequestConflict")
@@ -75,14 +76,14 @@ class Lease:
         say: Callable[[str], None],
         owner: str | None = None,
         seconds: float = 60.0,
-        settle_seconds: float = 2.0,
+        settle_seconds: float | None = None,  # SETTLE_SECONDS by default
     ) -> None:
         """`owner` is the same for all attempts of one job: the next takes over from the last."""
         # Objects of its own: uploads that are given up must not cancel its calls, nor outlast it.
         self.objects = ObjectStore(objects.fs, objects.root, label=objects.label)
         self.objects.patience_seconds = seconds / 3
         self.seconds = seconds
-        self.settle_seconds = settle_seconds
+        self.settle_seconds = SETTLE_SECONDS if settle_seconds is None else settle_seconds
         self._say = say
         self._nonce = uuid.uuid4().hex
         self._owner = owner or self._nonce

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from rl_experiments.checkpoints import lease
 from rl_experiments.checkpoints.manifest import finalize
 from rl_experiments.commands.push import push
 from rl_experiments.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_other_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the time that a lease in a folder is given to show another writer."""
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture
