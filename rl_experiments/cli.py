@@ -33,7 +33,6 @@ from rl_experiments.config.hydra_private import always_multirun, fast_help
 from rl_experiments.config.overrides import expand_shorthand, override_texts
 from rl_experiments.config.registration import register, register_search_path
 from rl_experiments.errors import UserError
-from rl_experiments.evaluation.played_environment import played_environment
 from rl_experiments.paths import CONF_DIR, RUNS
 from rl_experiments.terminal import interrupts
 from rl_experiments.terminal.text import print_line
@@ -219,6 +218,8 @@ def _refuse_plan_of(words: Sequence[str]) -> None:
 def _run_jobs(verb: str, overrides: list[str]) -> None:
     """Let Hydra compose the jobs and its launcher run them."""
     if verb == "evaluate":
+        from rl_experiments.evaluation.played_environment import played_environment
+
         overrides = [*overrides, *played_environment(overrides)]
     # Options such as --help, --cfg and --shell-completion start no run, which would need a name.
     if not any(word.startswith("-") and word not in ("-m", "--multirun") for word in overrides):

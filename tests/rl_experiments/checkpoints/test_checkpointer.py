@@ -88,7 +88,7 @@ def test_killed_over_a_faulty_store_nothing_is_lost(
     warm: WarmStarter,
     tmp_path: Path,
 ) -> None:
-    proxy.rate, proxy.slow_seconds = 0.3, 0.1
+    proxy.rate, proxy.slow_seconds = 0.3, 0.02
     settings = [*RUN, "name=killed", STORE, "checkpoint.close_timeout=60"]
     run, rng, furthest = tmp_path / "runs/killed/0", random.Random(7), 0
     environment = {**program_environment, **aws()}
