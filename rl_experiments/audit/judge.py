@@ -64,6 +64,8 @@ def audit_judge(config: Config, environment: Environment, progress: Progress) ->
     measures[_FAILURES] = intervals.rate(sum(failures), len(failures))
     progress.print(measures_table(measures, groups=len(groups)))
     progress.print(costs_line(config.judge, scores))
+    for note in client.notes:
+        progress.print(f"note: {note}")
     if reason := next((each.reason for each in scores if each.reason), ""):
         progress.print(f"note: an answer could not be used: {reason}")
     if len(scores) < len(groups) * len(View):

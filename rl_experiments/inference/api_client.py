@@ -275,7 +275,10 @@ class ApiClient:
         if not api_errors.is_temporary(error):
             return ApiError(reason)
         is_foreign = isinstance(error, MalformedReply) and not error.is_completion
-        if (is_unreached or is_foreign) and self._contact.is_hopeless(outcomes, reason):
+        is_internal = api_errors.status_of(error) == 500
+        if (is_unreached or is_foreign or is_internal) and self._contact.is_hopeless(
+            outcomes, reason, is_internal=is_internal
+        ):
             if is_unreached:
                 self._hopeless = UserError(f"{self._address}: {reason}{_proxies()}")
                 return self._hopeless

@@ -10,6 +10,7 @@ from types import TracebackType
 # While nothing has been answered yet, a mistake in the settings is likelier than an outage: this
 # many attempts, or requests, that end alike are enough.
 _MAX_ALIKE = 3
+_MAX_ALIKE_INTERNAL = 5  # attempts that the server answers with a fault of its own (500)
 
 
 class FirstContact:
@@ -43,10 +44,11 @@ class FirstContact:
         """Note that the model has replied."""
         self.is_reached = self.is_answered = self._is_open = True
 
-    def is_hopeless(self, outcomes: list[str], outcome: str) -> bool:
+    def is_hopeless(self, outcomes: list[str], outcome: str, *, is_internal: bool) -> bool:
         """Add how an attempt at a request ended; tell whether further ones would end alike."""
         outcomes.append(outcome)
-        return not self.is_answered and outcomes[-_MAX_ALIKE:] == [outcome] * _MAX_ALIKE
+        count = _MAX_ALIKE_INTERNAL if is_internal else _MAX_ALIKE
+        return not self.is_answered and outcomes[-count:] == [outcome] * count
 
     def refuses_all(self, reason: str) -> bool:
         """Count a request that was refused for good; tell whether all others would be too."""

@@ -11,14 +11,17 @@ from rl_experiments.errors import UserError, one_line
 from rl_experiments.inference.api_reply import MalformedReply
 from rl_experiments.inference.api_words import decoded, words_of
 
-_TEMPORARY_STATUSES = (408, 409, 425, 429)  # and all from 500
+_TEMPORARY_STATUSES = (408, 409, 425, 429)  # and all from 500 but these:
+_NEVER_SERVED_STATUSES = (501, 505)
 _FULL_CONTEXT_STATUSES = (400, 413, 422, 500)
 # The words of vLLM, SGLang, llama.cpp, OpenAI, Anthropic, Google, Mistral, Bedrock and others.
 _FULL_CONTEXT = re.compile(
-    r"context[ _-]?(length|window|size)|maximum context|(prompt|input|request)( is|_is)? too long"
-    r"|too many (input |total )?tokens|(input|prompt|request).{0,40}tokens?.{0,40}exceed"
+    r"context[ _-]?(length|window|size|limit)|maximum (context|prompt|input|sequence)"
+    r"|(prompt|input|request)( is|_is)? too long|too many (input |total )?tokens"
+    r"|(input|prompt|request).{0,40}tokens?.{0,40}exceed"
     r"|exceeds?.{0,60}(maximum|max)[ _](number of |input |allowed |model )?(tokens|len)"
-    r"|reduce the length|longer than the (maximum|model)|max_(model|seq|input)_len",
+    r"|tokens.{0,40}must be <=|reduce the length|longer than the (maximum|model)"
+    r"|max_(model|seq|input)_len",
     re.IGNORECASE,
 )
 _LIMIT_OF_REPLY = re.compile(r"max_(completion_|new_|output_)?tokens\b.{0,40}(too (large|high)|>)")
@@ -56,7 +59,9 @@ def status_of(error: Exception) -> int | None:
 def is_temporary(error: Exception) -> bool:
     """Tell whether the same request may succeed later."""
     status = status_of(error)
-    return status is None or status in _TEMPORARY_STATUSES or status >= 500
+    if status is None or status in _TEMPORARY_STATUSES:
+        return True
+    return status >= 500 and status not in _NEVER_SERVED_STATUSES
 
 
 def server_words(error: Exception) -> str:
@@ -99,7 +104,8 @@ def failure_of_all(
         asks = f"refuses the key in {key}" if config.api_key_env else "asks for a key"
         remedy = "" if config.api_key_env else f"; name its variable in {setting}.api_key_env"
         return UserError(f"{address}: {asks} ({words}){remedy}")
-    if status == 402 or str(getattr(error, "code", "")) == "insufficient_quota":
+    kinds = (getattr(error, "code", None), getattr(error, "type", None))
+    if status == 402 or "insufficient_quota" in kinds:
         return UserError(f"{address}: the account has no credit left ({words})")
     if status in (404, 405):
         return UserError(f"{address}: cannot ask {model} there ({words}); see both")

@@ -18,7 +18,7 @@ _MAY_BE_LEFT_OUT = ("temperature", "stream_options")
 _REFUSALS = re.compile(
     r"not support|unsupported|n't support|unrecogni[sz]ed|unknown|unexpected|not permitted"
     r"|not allowed|extra_forbidden|deprecated|only.{0,30}(default|allowed|supported|1\b)"
-    r"|cannot be (set|used|specified)|no longer",
+    r"|cannot be (set|used|specified)|must be (set to )?1(\.0)?\b|no longer",
     re.IGNORECASE,
 )
 _AMOUNT = "large|high|exceed|>|above|at (least|most)"  # the number is refused, not the field

@@ -226,6 +226,8 @@ def open_judge(
     try:
         if distributed.is_first():
             judge.check_connection()
+            for note in judge.client.notes:
+                say(note)
         yield judge
         say(f"Judge: {judge.spent()}")
     finally:

@@ -75,6 +75,7 @@ def refusing(*rules: tuple[Callable[[Body], bool], int, Any]) -> Callable[[Body]
         ("temperature", 400, "Unsupported value: 'temperature' does not support 0.7 with this "
          "model. Only the default (1) value is supported."),
         ("temperature", 400, "invalid temperature: only 1 is allowed for this model"),
+        ("temperature", 400, "temperature must be 1.0 for this model"),
         ("temperature", 400, "`temperature` is deprecated for this model"),
         ("stream_options", 400, "Extra inputs are not permitted: stream_options"),
         ("stream_options", 422, "Unknown field stream_options"),
@@ -152,7 +153,9 @@ FULL = [
     (400, says("The input token count (9000) exceeds the maximum number of tokens allowed (8000)")),
     (413, says("Input is too long for requested model")),
     (400, says("Please reduce the length of the messages or completion")),
-    (422, says("`inputs` tokens + `max_new_tokens` must be <= 4096: input is too long")),
+    (400, says("input length and `max_tokens` exceed context limit: 199000 + 8192 > 200000")),
+    (400, says("This model's maximum prompt length is 131072 but the request contains 140000")),
+    (422, says("`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4100")),
     (400, says("'max_tokens' is too large: 50. This model's maximum context length is 99 tokens "
                "and your request has 60 input tokens")),
 ]  # fmt: skip
@@ -190,6 +193,7 @@ def test_a_limit_that_leaves_no_room_from_the_start_is_a_setting_that_is_wrong()
         (403, says("Your plan has no access to this model"), 3),
         (422, {"detail": [{"loc": ["body", "seed"], "msg": "Input should be an integer"}]}, 3),
         (200, says("model 7 is unknown", code=400), 3),
+        (501, says("not implemented"), 3),
     ],
 )
 def test_what_every_request_would_meet_ends_all_with_the_servers_words(
@@ -202,6 +206,7 @@ def test_what_every_request_would_meet_ends_all_with_the_servers_words(
     assert isinstance(outcomes[-1], UserError) and "model.base_url=http://127.0.0.1" in message
     known = ["Incorrect", "credits", "support tool", "404 Not", "Method Not", "your current quota"]
     known += ["requires --tool-call-parser", "Your plan", "should be an integer", "7 is unknown"]
+    known += ["not implemented"]
     assert any(each in message for each in known) and "\n" not in message
     assert len(server.requests) == requests
 
@@ -231,6 +236,16 @@ def test_an_address_of_something_else_is_not_tried_until_the_deadline(
         server.answer = lambda body: (200, said)
         (error,) = ask(client_of(server.url, deadline=300.0))
     assert isinstance(error, ApiError) and words in str(error) and len(server.requests) == 3
+
+
+def test_a_fault_of_the_server_that_never_ends_is_not_tried_until_the_deadline() -> None:
+    with OpenAIServer(lambda body: "yes") as server:
+        server.answer = lambda body: (500, says("the chat template has no end"))
+        (error,) = ask(client_of(server.url, deadline=300.0))
+        assert "the chat template has no end" in str(error) and len(server.requests) == 5
+        server.answer = lambda body: (503, says("loading")) if len(server.requests) < 15 else None
+        (reply,) = ask(client_of(server.url, deadline=300.0))
+        assert isinstance(reply, ApiReply)
 
 
 def test_a_server_that_has_answered_is_given_until_the_deadline() -> None:
