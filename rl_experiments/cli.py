@@ -24,13 +24,15 @@ from rl_experiments.completion import complete_words
 from rl_experiments.config.credentials import refuse_credentials
 from rl_experiments.config.habits import (
     OPTIONS_WITH_VALUE,
+    options_first,
     refuse_stray_words,
     refuse_ways_around_the_launcher,
+    starts_a_run,
     typed_name,
     without_name,
 )
 from rl_experiments.config.hydra_private import always_multirun, fast_help
-from rl_experiments.config.overrides import expand_shorthand, override_texts
+from rl_experiments.config.overrides import expand_shorthand, override_groups, override_texts
 from rl_experiments.config.registration import register, register_search_path
 from rl_experiments.errors import UserError
 from rl_experiments.paths import CONF_DIR, RUNS
@@ -140,7 +142,7 @@ def main() -> None:
         _exit_with(str(error))
     overrides = [expand_shorthand(override) for override in overrides]
     try:
-        refuse_credentials(override_texts(overrides))
+        refuse_credentials({**override_texts(overrides), **override_groups(overrides)})
     except UserError as error:
         _exit_with(str(error))
     register()
@@ -221,10 +223,9 @@ def _run_jobs(verb: str, overrides: list[str]) -> None:
         from rl_experiments.evaluation.played_environment import played_environment
 
         overrides = [*overrides, *played_environment(overrides)]
-    # Options such as --help, --cfg and --shell-completion start no run, which would need a name.
-    if not any(word.startswith("-") and word not in ("-m", "--multirun") for word in overrides):
+    if starts_a_run(overrides):  # which needs a name
         overrides = [*without_name(overrides), _name_override(verb, overrides)]
-    sys.argv = [sys.argv[0], *overrides]
+    sys.argv = [sys.argv[0], *options_first(overrides)]
     hydra_main = hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="config")
     if {"--help", "-h"}.isdisjoint(overrides):
         with always_multirun():

@@ -24,6 +24,7 @@ def complete_words(environment: MutableMapping[str, str], verbs: Collection[str]
     verb = next((each for each in before if each in verbs), None)
     words = _candidates(verb, before, word, verbs)
     hidden = re.sub(rf"(?<=\s)({'|'.join(verbs)})(\s)", "", line)
+    hidden = re.sub(r"^\S*python[\d.]*\s+-m\s+(?=\S+\s)", "", hidden)  # Hydra knows a program
     environment["COMP_LINE"], environment["COMP_POINT"] = hidden, str(len(hidden))
     return [each for each in words if each.startswith(word)]
 

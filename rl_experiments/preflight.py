@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from environments import Environment
@@ -70,7 +71,12 @@ def _plain_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings with their interpolations, which stand for what may be secret."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
+    settings = {str(key): value for key, value in plain.items() if key != "hydra"}
+    if HydraConfig.initialized():  # they are written down as well, from wherever they come
+        hydra = cast(DictConfig, HydraConfig.get())
+        written = OmegaConf.masked_copy(hydra, ["launcher", "job", "sweep", "sweeper"])
+        settings["hydra"] = OmegaConf.to_container(written, resolve=False)
+    return settings
 
 
 def _check_scripted_policy(config: Config, environment: Environment) -> None:

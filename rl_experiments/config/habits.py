@@ -13,6 +13,11 @@ OPTIONS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"),
     *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd"),
 )
+# Hydra's options that print something and start no run.
+_QUESTIONS = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"),
+    *("--shell-completion", "-sc"),
+)
 _FLAGS = ("--help", "--hydra-help", "--resolve", "--multirun", "--version")
 _LAUNCHER = "rl"  # the one choice of hydra/launcher, in conf/
 _NAMES = re.compile(r"(\+{0,2}name=|~name$)")  # an override that names the run
@@ -97,6 +102,29 @@ def _refuse_word(word: str, previous: str, verbs: Collection[str]) -> None:
     if re.fullmatch(r"[A-Za-z_]+", word):
         raise UserError(f"{word}: no such verb{did_you_mean(word, verbs)}")
     raise UserError(f"{word}: neither a verb ({', '.join(verbs)}) nor a setting such as seed=3")
+
+
+def starts_a_run(words: Sequence[str]) -> bool:
+    """Return whether no option makes Hydra print something and end.
+
+    >>> starts_a_run(["seed=1", "--config-dir", "mine"]), starts_a_run(["--cfg", "job"])
+    (True, False)
+    """
+    return not any(word.partition("=")[0] in _QUESTIONS for word in words)
+
+
+def options_first(words: Sequence[str]) -> list[str]:
+    """Return the words with options and their values before the overrides, as Hydra needs them.
+
+    >>> options_first(["seed=1", "-cd", "mine", "name=a"])
+    ['-cd', 'mine', 'seed=1', 'name=a']
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    for position, word in enumerate(words):
+        is_value = position > 0 and words[position - 1] in OPTIONS_WITH_VALUE
+        (options if is_value or word.startswith("-") else overrides).append(word)
+    return [*options, *overrides]
 
 
 def typed_name(overrides: Sequence[str]) -> str | None:

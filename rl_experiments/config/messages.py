@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.errors import HydraException
-from hydra_modal_jobs import JobFailed, LaunchRefused
+from hydra_modal_jobs import JobFailed, LaunchRefused, read_dotenv
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +18,7 @@ from rl_experiments.errors import UserError, did_you_mean, one_line
 from rl_experiments.paths import CONF_DIR
 
 _MAX_HINTED_SETTINGS = 3
+_UNITS = {"gpu.timeout": "seconds", "gpu.memory": "MiB"}
 # Other programs' names of settings.
 _FORMER_SETTINGS = {
     "lr": "trainer.learning_rate",
@@ -156,6 +158,38 @@ def _wrong_value(match: re.Match[str], chain: Sequence[BaseException]) -> str:
     return f"{match['key']}: {one_line(match['reason'])}"
 
 
+def _no_list(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    return f"{match['key']}: takes a list; write {match['key']}=[...]"
+
+
+def _no_number(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    key, value = match["key"], match["value"]
+    hint = f"; give {_UNITS[key]}" if key in _UNITS else ""
+    with suppress(ValueError):
+        if match["kind"] == "Integer" and float(value).is_integer():
+            hint = f"; write {key}={int(float(value))}"
+    return _wrong_value(match, chain) + hint
+
+
+def _no_such_variable(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    name = match["name"]
+    line = f"{name}: this environment variable is not set, but a setting has ${{oc.env:{name}}}"
+    with suppress(LaunchRefused, OSError):
+        if name in read_dotenv(".env"):
+            return f"{line}; .env is read by the jobs alone, so export it"
+    return f"{line}; set it"
+
+
+def _no_such_key(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    key = match["key"]
+    return f"{key}: no such setting, but another one refers to ${{{key}}}"
+
+
+def _list_of_choices(match: re.Match[str], chain: Sequence[BaseException]) -> str:
+    group, choice = match["group"], match["choice"]
+    return f"{group}=[...]: give one, such as {group}={choice}; {group}=a,b sweeps over both"
+
+
 # What the libraries say, and the function that says it in one line; the first match counts.
 _MESSAGES: tuple[tuple[str, Callable[[re.Match[str], Sequence[BaseException]], str]], ...] = (
     (r"Could not find '(?P<path>[\w./@-]+/[^']+)'", _no_such_choice),
@@ -163,6 +197,15 @@ _MESSAGES: tuple[tuple[str, Callable[[re.Match[str], Sequence[BaseException]], s
     (r"Key '[^']*' (?:not in|is not in) .*?full_key: (?P<key>\S+)", _no_such_setting),
     (r"override (?P<key>[\w.+]+)=.*?is not a subclass of", _value_for_a_group),
     (r"Missing mandatory value: (?P<key>\S+)", _missing_value),
+    (r"Could not load '(?P<group>\w+)/(?P<choice>[\w.-]+)'", _list_of_choices),
+    (r"Environment variable '(?P<name>[^']+)' not found", _no_such_variable),
+    (r"Interpolation key '(?P<key>[^']+)' not found", _no_such_key),
+    (r"is not a ListConfig, list or tuple.*?full_key: (?P<key>\S+)", _no_list),
+    (
+        r"(?P<reason>Value '(?P<value>[^'\n]*)' of type '\w+' could not be converted to "
+        r"(?P<kind>Integer|Float))\s+full_key: (?P<key>\S+)",
+        _no_number,
+    ),
     (
         r"(?P<reason>Value .*?|Invalid value .*?|Unsupported .*?)\n\s+full_key: (?P<key>\S+)",
         _wrong_value,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -29,6 +31,22 @@ def override_texts(overrides: Sequence[str]) -> dict[str, str]:
             continue
         texts[override.key_or_group] = word.partition("=")[2]
     return texts
+
+
+def override_groups(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the value of each override that sets a list or a group of settings, by its name.
+
+    >>> override_groups(["seed=3", "++model.body={top_k: 5}", "logger.tags=[a, b]"])
+    {'model.body': {'top_k': 5}, 'logger.tags': ['a', 'b']}
+    """
+    parser = OverridesParser.create()
+    groups = {}
+    for word in overrides:
+        with suppress(HydraException):
+            override = parser.parse_override(word)
+            if not override.is_sweep_override() and isinstance(override.value(), dict | list):
+                groups[override.key_or_group] = override.value()
+    return groups
 
 
 def expand_shorthand(override: str) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from rl_experiments.config.credentials import refuse_credentials
+from rl_experiments.config.overrides import override_groups, override_texts
+from rl_experiments.config.registration import register
 from rl_experiments.errors import UserError
+from rl_experiments.paths import CONF_DIR
+from rl_experiments.preflight import check
 
 SECRET = "canary7f3a9b2c"
 
@@ -64,3 +70,27 @@ def test_messages_show_no_passwords_of_addresses() -> None:
     assert str(UserError(f"model.base_url=http://me:{SECRET}@host/v1: 401")) == (
         "model.base_url=http://***@host/v1: 401"
     )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"+hydra.launcher.image.env.HF_TOKEN={SECRET}",
+        f"++hydra.launcher.image.env={{MY_API_KEY: {SECRET}}}",
+        f"+hydra.job.env_set.DB='postgres://me:{SECRET}@db/x'",
+    ],
+)
+def test_settings_of_hydra_are_looked_at_wherever_they_come_from(word: str) -> None:
+    register()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):
+        cfg = compose("config", ["name=x", word], return_hydra_config=True)
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().cfg = cast(Any, cfg)
+    try:
+        with pytest.raises(UserError, match=r"oc\.env:NAME") as refused:
+            check(cfg)
+    finally:
+        HydraConfig.instance().cfg = before
+    assert SECRET not in str(refused.value)
+    with pytest.raises(UserError):  # of the command line, before anything is composed
+        refuse_credentials({**override_texts([word]), **override_groups([word])})

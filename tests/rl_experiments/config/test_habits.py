@@ -6,8 +6,10 @@ import pytest
 
 from rl_experiments.cli import VERBS
 from rl_experiments.config.habits import (
+    options_first,
     refuse_stray_words,
     refuse_ways_around_the_launcher,
+    starts_a_run,
     typed_name,
     without_name,
 )
@@ -77,3 +79,18 @@ def test_a_name_is_read_as_it_is_typed() -> None:
         assert without_name(["seed=1", typed, "env.name=a"]) == ["seed=1", "env.name=a"]
     assert typed_name(["name=a", "name=b"]) == "b"
     assert typed_name(["env.name=a"]) is None
+
+
+def test_a_folder_of_settings_may_be_named_anywhere_on_the_line() -> None:
+    words = ["env=mine", "-cd", "myconf", "seed=1", "--config-name=mine", "-m"]
+    assert options_first(words) == [
+        "-cd",
+        "myconf",
+        "--config-name=mine",
+        "-m",
+        "env=mine",
+        "seed=1",
+    ]
+    assert starts_a_run(words)
+    for question in ("--help", "-h", "--cfg=job", "-c", "--info", "-sc", "--hydra-help"):
+        assert not starts_a_run([*words, question])
