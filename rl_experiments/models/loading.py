@@ -82,10 +82,10 @@ def load_model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
         return model
     from peft import PeftModel
 
+    if trains and config.model.lora.enabled:  # before peft renames the layers
+        _check_adapter(path, adapter, config.model.lora, model)
     adapted = PeftModel.from_pretrained(model, path, is_trainable=trains)
     check_mergeable(adapted, label=_setting(path, config))
-    if trains and config.model.lora.enabled:
-        _check_adapter(path, adapter, config.model.lora, adapted.get_base_model())
     if trains and not config.model.lora.enabled:
         return adapted.merge_and_unload().requires_grad_(True)
     return adapted
