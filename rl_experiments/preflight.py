@@ -25,6 +25,7 @@ from rl_experiments.evaluation.policies import is_api_model, resolve_policies
 from rl_experiments.inference.api_client import LOCAL_HOSTS
 from rl_experiments.paths import CONF_DIR
 from rl_experiments.run.resume import check_resume
+from rl_experiments.tracking.loggers import check_known
 
 
 def compose_and_check(overrides: Sequence[str], *, example: str, **defaults: str) -> Experiment:
@@ -55,6 +56,7 @@ def check(cfg: DictConfig) -> Experiment:
     check_settings(config)
     _check_scripted_policy(config, environment)
     runs_on_modal = config.gpu.type != "local" and not os.environ.get("MODAL_TASK_ID")
+    check_known(config.logger)
     if runs_on_modal:
         _refuse_local_files(config)
     elif config.checkpoint.path and not is_url(config.checkpoint.path):

@@ -33,6 +33,8 @@ def check(jobs: Sequence[Job], secrets: Secrets, *, is_resumed: bool) -> None:
                 f"with: {job.settings.command} resume {run_name(job.sweep_folder)}"
             )
         _check_job(job, secrets)
+    for name, members in by_backend_name(jobs).items():
+        backend_class(name).check_together(members)
     if jobs[0].settings.plan_only:
         return
     for name, members in by_backend_name(jobs).items():

@@ -1,4 +1,4 @@
-"""What a job on Modal costs an hour, by a dated table of list prices."""
+"""Modal's GPUs: how many a container may have, and what a job costs an hour, by a dated list."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ _GPU_USD = {
     "B200": 0.001736,
 }
 _ALIASES = {"A10G": "A10", "A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
+GPUS = (*_GPU_USD, *_ALIASES)  # all names, in capitals
+_MAX_COUNTS = {"A10": 4}  # in a container
+_MAX_COUNT = 8  # of the others
 _CORE_USD = 0.0000131  # per second of a physical core
 _GIB_USD = 0.00000222  # per second of a GiB of memory
 _MIN_CORES = 0.125  # billed even if less is used
@@ -44,6 +47,11 @@ def usd_per_hour(settings: ModalJobsConf) -> tuple[float | None, float | None]:
     ]
     known = [total for total in totals if total is not None]
     return min(known, default=None), None if None in totals else max(known, default=None)
+
+
+def max_gpu_count(name: str) -> int:
+    """Return how many GPUs of this kind a container may have."""
+    return _MAX_COUNTS.get(_ALIASES.get(name.upper(), name.upper()), _MAX_COUNT)
 
 
 def _gpu_usd(name: str) -> float | None:

@@ -27,13 +27,19 @@ _LOGGERS: dict[str, Callable[[LoggedRun], Logger]] = {
 }
 
 
-def check_installed(settings: LoggerConfig) -> None:
-    """Raise a `UserError` for a logger that is unknown or not installed."""
+def check_known(settings: LoggerConfig) -> None:
+    """Raise a `UserError` for a logger that there is not."""
     for name in settings.report_to:
         if name not in _LOGGERS:
             raise UserError(
                 f"logger.report_to: no logger is called {name}{did_you_mean(name, _LOGGERS)}"
             )
+
+
+def check_installed(settings: LoggerConfig) -> None:
+    """Raise a `UserError` for a logger that is unknown or not installed."""
+    check_known(settings)
+    for name in settings.report_to:
         if find_spec(name) is None:
             remedy = f"pip install {name}"
             if "MODAL_TASK_ID" in os.environ:

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 from hydra_modal_jobs import LaunchRefused, Secrets, bundle, plan
-from hydra_modal_jobs.config import ModalJobsConf, SecretsConf, VolumesConf
+from hydra_modal_jobs.backends.modal import ModalBackend
+from hydra_modal_jobs.config import ImageConf, ModalJobsConf, SecretsConf, VolumesConf
 from hydra_modal_jobs.jobs.compose import compose
 from hydra_modal_jobs.jobs.job import Job, cost_key
 from hydra_modal_jobs.names import valid_name, volume_names
@@ -100,6 +102,50 @@ def test_fallbacks_and_regions_have_their_price() -> None:
     assert usd_per_hour(ModalJobsConf(gpu="X1")) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"gpu": "A10G", "gpu_count": 8}, "hydra.launcher.gpu_count=8: from 1 to 4 A10G"),
+        ({"gpu": "H100", "gpu_count": 0}, "hydra.launcher.gpu_count=0: from 1 to 8 H100"),
+        (
+            {"gpu": "H100", "gpu_fallback": ["a10"], "gpu_count": 5},
+            "hydra.launcher.gpu_count=5: from 1 to 4 a10",
+        ),
+        (
+            {"gpu": "H100", "gpu_fallback": ["a100_80gb"]},
+            "hydra.launcher.gpu_fallback: a100_80gb is not a valid GPU type; write A100-80GB",
+        ),
+        ({"gpu": "rtx_pro_6000"}, "hydra.launcher.gpu: rtx_pro_6000 .*; write RTX-PRO-6000"),
+        ({"gpu": "H1000"}, r"hydra.launcher.gpu: H1000 .* \(Modal has T4, L4, .*"),
+        ({"gpu": "T4", "image": ImageConf(requirements="no.txt")}, "requirements=no.txt: no such"),
+    ],
+)
+def test_what_modal_does_not_have_is_known_in_the_plan(
+    context: HydraContext, tmp_path: Path, overrides: dict[str, Any], named: str
+) -> None:
+    job = composed(context, tmp_path, "gpu=t4")
+    job.settings = ModalJobsConf(**overrides)
+    with pytest.raises(LaunchRefused, match=named) as refused:
+        ModalBackend.check_job(job)
+    assert "\n" not in str(refused.value)
+    job.settings = ModalJobsConf(gpu="h100", gpu_fallback=["H100!", "a100"], gpu_count=8)
+    ModalBackend.check_job(job)
+
+
+def test_jobs_that_cannot_be_in_one_launch_are_known_in_the_plan(
+    context: HydraContext, tmp_path: Path
+) -> None:
+    jobs = [composed(context, tmp_path, "gpu=t4", num=num) for num in range(2)]
+    ModalBackend.check_together(jobs)
+    jobs[1].settings.gpu = "L4"
+    jobs[0].settings.max_parallel = 1
+    with pytest.raises(LaunchRefused, match=r"max_parallel=1: the jobs need 2 kinds"):
+        ModalBackend.check_together(jobs)
+    jobs[1].settings.image.apt = ["git"]
+    with pytest.raises(LaunchRefused, match=r"image: job 1 has another image than job 0"):
+        ModalBackend.check_together(jobs)
+
+
 @pytest.mark.slow
 def test_costs_are_expected_from_runs_of_the_same_shape(
     context: HydraContext, tmp_path: Path
@@ -129,7 +175,8 @@ def test_costs_are_expected_from_runs_of_the_same_shape(
 
 REFUSED = [
     ("gpu=a10g budget.max_usd=3", "budget.max_usd=3", "8.87 USD", "gpu.timeout"),
-    ("gpu=h100 gpu.count=9", "gpu.count=9", "from 1 to 8"),
+    ("gpu=h100 gpu.count=9", "gpu.count=9", "from 1 to 8 H100"),
+    ("gpu=h100 logger.report_to=[bogus]", "logger.report_to: no logger is called bogus"),
     ("gpu=h100 gpu.memory=0", "gpu.memory=0", "above 0"),
     ("gpu=h100 gpu.retries=11", "gpu.retries=11", "from 0 to 10"),
     ("gpu=h100 gpu.timeout=0", "gpu.timeout=0", "at least 1"),

@@ -71,6 +71,10 @@ class Backend(ABC):
         """Raise `LaunchRefused` if the job asks for what this place does not have."""
 
     @classmethod  # noqa: B027
+    def check_together(cls, jobs: Sequence[Job]) -> None:
+        """Raise `LaunchRefused` if the jobs cannot be in one launch."""
+
+    @classmethod  # noqa: B027
     def check_launch(cls, jobs: Sequence[Job], *, resumes: bool) -> None:
         """Raise `LaunchRefused` if the jobs cannot be submitted now."""
 

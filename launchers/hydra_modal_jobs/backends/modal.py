@@ -41,6 +41,11 @@ class ModalBackend(Backend):
         modal_app.check_resources(job)
 
     @classmethod
+    def check_together(cls, jobs: Sequence[Job]) -> None:
+        """Refuse several images, and fewer containers at a time than kinds of container."""
+        modal_app.check_together(jobs)
+
+    @classmethod
     def check_launch(cls, jobs: Sequence[Job], *, resumes: bool) -> None:
         """Refuse without an account, or where another run of this name left its files."""
         modal_app.check_account()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import modal
@@ -19,19 +20,19 @@ from hydra_modal_jobs.backends.modal_errors import (
     ends_call,
     within,
 )
-from hydra_modal_jobs.backends.modal_image import build_image, python_version
+from hydra_modal_jobs.backends.modal_image import build_image, python_version, refuse_other_images
 from hydra_modal_jobs.backends.modal_volume import outputs_volume
 from hydra_modal_jobs.config import ModalJobsConf
 from hydra_modal_jobs.errors import LaunchRefused
 from hydra_modal_jobs.jobs.job import Job, gpu_label
 from hydra_modal_jobs.manifest import run_name
 from hydra_modal_jobs.names import app_name, volume_names
+from hydra_modal_jobs.prices import GPUS, max_gpu_count
 from hydra_modal_jobs.secrets import Secrets
 
 DAY_SECONDS = 86400  # Modal's limit of an attempt
 _IMAGE_START_SECONDS = 1800  # a large image, a slow registry
 _MAX_RETRIES = 10  # Modal's limit
-_MAX_GPUS = 8  # of a container
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class App:
 def check_resources(job: Job) -> None:
     """Refuse what Modal would refuse late, or take silently for something else."""
     settings = job.settings
-    if settings.gpu_count < 1 or settings.gpu_count > _MAX_GPUS:
-        raise LaunchRefused(f"hydra.launcher.gpu_count={settings.gpu_count}: from 1 to {_MAX_GPUS}")
-    if settings.gpu is None and settings.gpu_count > 1:
-        raise LaunchRefused(f"hydra.launcher.gpu_count={settings.gpu_count}: name the gpu as well")
+    _check_gpus(settings)
+    requirements = settings.image.requirements
+    if requirements and not Path(requirements).is_file():
+        raise LaunchRefused(f"hydra.launcher.image.requirements={requirements}: no such file")
     for name in ("cpu", "memory"):
         value = getattr(settings, name)
         if value is not None and value <= 0:
@@ -71,6 +72,12 @@ def check_resources(job: Job) -> None:
             f"hydra.launcher.image.python={python}: the job's function cannot be imported by name, "
             f"and pickled it needs Python {needed}"
         )
+
+
+def check_together(jobs: Sequence[Job]) -> None:
+    """Refuse jobs that cannot be in one launch."""
+    refuse_other_images(jobs)
+    _parallel(_container_kinds(jobs), jobs[0].settings.max_parallel)
 
 
 def check_account() -> None:
@@ -172,6 +179,27 @@ def is_pending(call: str) -> bool:
         if not ends_call(error):
             raise
     return False
+
+
+def _check_gpus(settings: ModalJobsConf) -> None:
+    """Refuse kinds of GPU that Modal does not have, and counts that a container cannot have."""
+    count = settings.gpu_count
+    if settings.gpu is None and count > 1:
+        raise LaunchRefused(f"hydra.launcher.gpu_count={count}: name the gpu as well")
+    kinds = [settings.gpu, *settings.gpu_fallback] if settings.gpu else []
+    for kind in kinds:
+        if kind.upper() not in GPUS:
+            name = "gpu" if kind == settings.gpu else "gpu_fallback"
+            spelled = {re.sub("[^A-Z0-9!+]", "", gpu): gpu for gpu in GPUS}
+            known = spelled.get(re.sub("[^A-Z0-9!+]", "", kind.upper()))
+            hint = f"; write {known}" if known else f" (Modal has {', '.join(GPUS)})"
+            raise LaunchRefused(f"hydra.launcher.{name}: {kind} is not a valid GPU type{hint}")
+    limit = min((max_gpu_count(kind) for kind in kinds), default=1)
+    if not 1 <= count <= max(limit, 1):
+        smallest = min(kinds, key=max_gpu_count, default="no GPU")
+        raise LaunchRefused(
+            f"hydra.launcher.gpu_count={count}: from 1 to {limit} {smallest} in a container"
+        )
 
 
 def _call_retries(settings: ModalJobsConf) -> int:

@@ -28,10 +28,6 @@ def build_image(jobs: Sequence[Job]) -> Any:
     if conf.apt:
         image = image.apt_install(*conf.apt)
     if conf.requirements:
-        if not Path(conf.requirements).is_file():
-            raise LaunchRefused(
-                f"hydra.launcher.image.requirements={conf.requirements}: no such file"
-            )
         image = image.uv_pip_install(requirements=[conf.requirements])
     # This machine's versions, unless the requirements have their own, which then stay.
     needed = [name if conf.requirements else f"{name}=={version(name)}" for name in _NEEDED]
@@ -57,19 +53,24 @@ def python_version(conf: ImageConf) -> str:
     return conf.python or ".".join(map(str, sys.version_info[:2]))
 
 
-def _common_conf(jobs: Sequence[Job]) -> tuple[ImageConf, list[str], list[str]]:
-    """Return what all jobs have in common, and what any of them names in the two pip lists."""
-    images = [job.settings.image for job in jobs]
-    conf, *others = [replace(image, pip=[], pip_no_deps=[]) for image in images]
+def refuse_other_images(jobs: Sequence[Job]) -> None:
+    """Raise `LaunchRefused` if jobs of a launch, which has one image, ask for different ones."""
+    conf, *others = [replace(job.settings.image, pip=[], pip_no_deps=[]) for job in jobs]
     for job, other in zip(jobs[1:], others, strict=True):
         if other != conf:
             raise LaunchRefused(
                 f"hydra.launcher.image: job {job.num} has another image than job {jobs[0].num}; "
                 "a launch has one"
             )
+
+
+def _common_conf(jobs: Sequence[Job]) -> tuple[ImageConf, list[str], list[str]]:
+    """Return what all jobs have in common, and what any of them names in the two pip lists."""
+    refuse_other_images(jobs)
+    images = [job.settings.image for job in jobs]
     pip = dict.fromkeys(name for image in images for name in image.pip)
     pip_no_deps = dict.fromkeys(name for image in images for name in image.pip_no_deps)
-    return conf, list(pip), list(pip_no_deps)
+    return images[0], list(pip), list(pip_no_deps)
 
 
 def _cache_variables(cache: str) -> dict[str, str]:
