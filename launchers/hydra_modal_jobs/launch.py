@@ -25,6 +25,7 @@ from hydra_modal_jobs.interrupts import ignore_interrupts
 from hydra_modal_jobs.jobs.compose import compose
 from hydra_modal_jobs.jobs.job import Job, application_config, cost_key, gpu_label, writable
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
+from hydra_modal_jobs.jobs.sweep import sweep_of
 from hydra_modal_jobs.launch_checks import by_backend_name, check
 from hydra_modal_jobs.manifest import LAUNCHED, RunManifest, spent_usd
 from hydra_modal_jobs.paths import JOB_FILE, LAUNCH_FILE, MULTIRUN_FILE
@@ -63,9 +64,24 @@ def launch(
     try:
         for num, overrides in enumerate(job_overrides, start=first_number):
             jobs.append(compose(context, task, master, overrides, num=num))
+        sweep = sweep_of(master, job_overrides, first_number=first_number)
+        if sweep.needs_values and any(_is_detached(job) for job in jobs):
+            raise LaunchRefused(
+                f"hydra.launcher.detach=true: {sweep.sweeper} chooses jobs by the values of those "
+                "before, which a detached job has not yet; leave it out"
+            )
+        end = first_number + len(jobs)
+        later = [
+            compose(context, task, master, overrides, num=num)
+            for num, overrides in enumerate(sweep.later, start=end)
+        ]
         claim_run(jobs[0].sweep_folder)
         _write_multirun(master, jobs[0].sweep_folder)
-        return run(jobs, context=context)
+        unknown = 0 if later else sweep.later_count
+        is_shown = first_number == 0 or sweep.needs_values
+        return run(
+            jobs, context=context, later=later, unknown_count=unknown, is_plan_shown=is_shown
+        )
     except LaunchRefused as refused:
         raise LaunchRefused(report.with_own_names(str(refused), jobs)) from None
     except UserLeft as left:
@@ -78,30 +94,39 @@ def launch(
 
 
 def run(
-    jobs: list[Job], *, context: HydraContext | None, is_resumed: bool = False
+    jobs: list[Job],
+    *,
+    context: HydraContext | None,
+    is_resumed: bool = False,
+    later: Sequence[Job] = (),
+    unknown_count: int = 0,
+    is_plan_shown: bool = True,
 ) -> list[JobReturn]:
     """Check the jobs, show the plan, and run them; `is_resumed` continues in their folders.
 
-    Raises `LaunchRefused` before anything runs, and `UserLeft` or `SystemExit` after Ctrl-C.
+    The plan and the budget are those of the whole sweep: `later` jobs of further batches, and
+    `unknown_count` jobs that the sweeper has not chosen yet, are not run now. Raises
+    `LaunchRefused` before anything runs, and `UserLeft` or `SystemExit` after Ctrl-C.
     """
     settings = jobs[0].settings
     secrets = Secrets.load(settings.secrets)
     with env_override(secrets.values()):  # the jobs have these variables, so settings may use them
-        check(jobs, secrets, is_resumed=is_resumed)
-    estimates = plan.estimate(jobs)
+        check(jobs, secrets, is_resumed=is_resumed, later=later)
+    estimates = plan.estimate([*jobs, *later])
     console = Console(file=sys.stdout)
-    console.print(plan.plan_table(estimates), highlight=False)
-    for name, members in by_backend_name(jobs).items():
-        for note in backend_class(name).plan_notes(members):
-            print_line(note)
+    if is_plan_shown:
+        console.print(plan.plan_table(estimates, later_count=unknown_count), highlight=False)
+        for name, members in by_backend_name([*jobs, *later]).items():
+            for note in backend_class(name).plan_notes(members):
+                print_line(note)
     already = spent_usd(jobs[0].sweep_folder)
     if settings.max_usd is not None:
-        plan.refuse_above(estimates, settings.max_usd, spent=already)
+        plan.refuse_above(estimates, settings.max_usd, spent=already, later_count=unknown_count)
     if settings.plan_only:
         sys.exit(0)
-    shares = plan.shares(estimates, settings.max_usd, spent=already)
+    shares = plan.shares(estimates, settings.max_usd, spent=already, later_count=unknown_count)
     launch_id = uuid.uuid4().hex[:8]
-    for estimate, usd in zip(estimates, shares, strict=True):
+    for estimate, usd in zip(estimates[: len(jobs)], shares[: len(jobs)], strict=True):
         _complete_payload(estimate, secrets, launch_id=launch_id, usd=usd, is_resumed=is_resumed)
     claim = claim_run(jobs[0].sweep_folder)
     for path in (claim.folder / LAUNCH_FILE, *(job.folder / JOB_FILE for job in jobs)):
@@ -129,6 +154,10 @@ def run(
     if is_detached:
         return [_job_return(job, ended.get(job.num, _queued(job))) for job in jobs]
     return _report(jobs, ended, console, is_alone=len(jobs) == 1 and not groups[0][0].is_remote)
+
+
+def _is_detached(job: Job) -> bool:
+    return job.settings.detach and backend_of(job.settings).is_remote
 
 
 def _complete_payload(

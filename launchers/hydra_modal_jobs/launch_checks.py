@@ -17,10 +17,15 @@ from hydra_modal_jobs.paths import JOB_FILE
 from hydra_modal_jobs.secrets import Secrets
 
 
-def check(jobs: Sequence[Job], secrets: Secrets, *, is_resumed: bool) -> None:
-    """Raise `LaunchRefused`, or what the application's own check raises, if a job is wrong."""
+def check(
+    jobs: Sequence[Job], secrets: Secrets, *, is_resumed: bool, later: Sequence[Job] = ()
+) -> None:
+    """Raise `LaunchRefused`, or what the application's own check raises, if a job is wrong.
+
+    `later` are the jobs of the sweep's further batches.
+    """
     folders: dict[Path, Job] = {}
-    for job in jobs:
+    for job in (*jobs, *later):
         other = folders.setdefault(job.folder, job)
         if other is not job:
             raise LaunchRefused(

@@ -83,8 +83,12 @@ def _earlier_durations(roots: Iterable[Path]) -> dict[str, list[float]]:
     return durations
 
 
-def plan_table(estimates: Sequence[Estimate]) -> Table:
-    """Return the table of the jobs, with prices if any of them costs anything."""
+def plan_table(estimates: Sequence[Estimate], *, later_count: int = 0) -> Table:
+    """Return the table of the jobs, with prices if any of them costs anything.
+
+    The sweeper will make `later_count` more, each of which is taken to cost what the dearest of
+    these does.
+    """
     has_costs = any(each.per_hour[1] != 0.0 for each in estimates)
     plan = plain_table("Plan" + (f" (USD, list prices of {TABLE_DATE})" if has_costs else ""))
     plan.add_column("job", justify="right")
@@ -98,10 +102,20 @@ def plan_table(estimates: Sequence[Estimate]) -> Table:
         costs = (_range(each.per_hour), *map(_usd, (each.low, each.expected, each.high)))
         row = [str(each.job.num), names[each.job.num], gpu_label(each.job)]
         plan.add_row(*row, *(costs if has_costs else ()), duration(each.seconds))
+    if later_count:
+        later = ["", *(_usd(_later(estimates, name, later_count)) for name in _COSTS)]
+        note = f"{later_count} more, that the sweeper chooses later"
+        plan.add_row("...", note, "", *(later if has_costs else ()), "")
     if has_costs:
-        sums = [_usd(_sum(getattr(e, name) for e in estimates)) for name in _COSTS]
+        sums = [
+            _usd(
+                _sum([*(getattr(e, name) for e in estimates), _later(estimates, name, later_count)])
+            )
+            for name in _COSTS
+        ]
+        count = len(estimates) + later_count
         plan.add_section()
-        plan.add_row("all", f"{len(estimates)} jobs", "", "", *sums, "", style="bold")
+        plan.add_row("all", f"{count} jobs", "", "", *sums, "", style="bold")
         plan.caption = (
             "low, expected: from earlier runs of this shape (- where there are none); "
             "high: every attempt until its timeout"
@@ -110,15 +124,21 @@ def plan_table(estimates: Sequence[Estimate]) -> Table:
     return plan
 
 
-def refuse_above(estimates: Sequence[Estimate], cap: float, *, spent: float) -> None:
-    """Refuse a launch that should cost, or could cost, more USD than the cap, less `spent`."""
+def refuse_above(
+    estimates: Sequence[Estimate], cap: float, *, spent: float, later_count: int = 0
+) -> None:
+    """Refuse a launch that should cost, or could cost, more USD than the cap, less `spent`.
+
+    `later_count` is that of `plan_table`.
+    """
     unknown = next((each for each in estimates if each.bound is None), None)
     if unknown is not None:
         raise LaunchRefused(
             f"hydra.launcher.max_usd={cap:g}: the price of {gpu_label(unknown.job)} is not known, "
             "so the launch cannot be held to it; take another gpu or no cap"
         )
-    total = spent + sum(each.bound for each in estimates if each.bound is not None)
+    bounds = [each.bound for each in estimates if each.bound is not None]
+    total = spent + sum(bounds) + later_count * max(bounds, default=0.0)
     if total > cap:
         is_known = all(each.expected is not None for each in estimates)
         at_most = "may cost (with every attempt until its timeout)"
@@ -129,12 +149,17 @@ def refuse_above(estimates: Sequence[Estimate], cap: float, *, spent: float) -> 
         )
 
 
-def shares(estimates: Sequence[Estimate], cap: float | None, *, spent: float) -> list[float | None]:
-    """Return the USD that each job may spend of the cap, in proportion to its highest cost."""
+def shares(
+    estimates: Sequence[Estimate], cap: float | None, *, spent: float, later_count: int = 0
+) -> list[float | None]:
+    """Return the USD that each job may spend of the cap, in proportion to its highest cost.
+
+    The `later_count` jobs of `plan_table` have their part too.
+    """
     if cap is None:
         return [None] * len(estimates)
     weights = [each.high or 0.0 for each in estimates]
-    total = sum(weights)
+    total = sum(weights) + later_count * max(weights, default=0.0)
     return [(cap - spent) * weight / total if total else None for weight in weights]
 
 
@@ -150,6 +175,14 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _later(estimates: Sequence[Estimate], name: str, count: int) -> float | None:
+    """Return the cost of `count` jobs, each as dear as the dearest; None if one is not known."""
+    if not count:
+        return 0.0
+    costs = [getattr(each, name) for each in estimates]
+    return None if None in costs else count * float(max(costs, default=0.0))
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

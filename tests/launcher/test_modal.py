@@ -154,7 +154,11 @@ def test_secrets_are_seen_by_the_job_alone(client: Client, plane: ControlPlane) 
     launched = client.launch(
         "do=leak_secrets,fail_with_secrets",
         "text=${oc.env:WANDB_API_KEY}",
-        *settings(secrets__environment=["WANDB_API_KEY"], secrets__modal=["art-secrets"]),
+        *settings(
+            secrets__environment=["WANDB_API_KEY"],
+            secrets__modal=["art-secrets"],
+            secrets__names=["FROM_DOTENV"],
+        ),
         variables={"WANDB_API_KEY": values["WANDB_API_KEY"]},
         code=1,
     )

@@ -80,6 +80,31 @@ def test_a_plan_has_a_row_a_job_and_a_sum(program: Program, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []  # nothing is left of it
 
 
+def test_a_plan_is_of_the_whole_sweep(program: Program) -> None:
+    """It is also what a budget is held against, however the sweeper divides the jobs."""
+    seeds = ["plan", "gpu=h100", "seed=1,2,3,4,5"]
+    whole = program(*seeds)
+    in_batches = program(*seeds, "hydra.sweeper.max_batch_size=2")
+    assert (in_batches.returncode, in_batches.stderr) == (0, "")
+    assert [cells(in_batches.stdout, job) for job in range(5)] == [
+        cells(whole.stdout, job) for job in range(5)
+    ]
+    optuna = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=20", "hydra.sweeper.n_jobs=2"]
+    trials = program("plan", *optuna, "gpu=h100", "seed=range(1,9)")
+    assert trials.returncode == 0, trials.stderr
+    each = float(cells(whole.stdout, 0)[6])
+    for count, row in ((18, r"\.\.\. +18 more.*"), (20, r"all +20 jobs .*")):
+        found = re.search(rf"{row}\s(\S+)\s*$", trials.stdout, re.M)
+        assert found is not None, trials.stdout
+        assert float(found[1]) == pytest.approx(count * each, rel=0.001)
+    for words in ([*seeds, "hydra.sweeper.max_batch_size=2"], ["plan", "gpu=h100", *optuna]):
+        refused = program(*words, f"budget.max_usd={4.5 * each:.2f}")
+        assert refused.returncode == 1 and "budget.max_usd" in refused.stderr
+    detached = program("plan", *optuna, "gpu=h100", "hydra.launcher.detach=true")
+    assert detached.returncode == 1
+    assert "hydra.launcher.detach=true: OptunaSweeper chooses jobs by" in detached.stderr
+
+
 def test_a_plan_of_local_jobs_has_times_and_no_prices(program: Program) -> None:
     asked = ["evaluate", "policy=random,merge_greedy", "num_examples=5"]
     assert program(*asked, "name=a").returncode == 0
@@ -169,6 +194,10 @@ def test_costs_are_expected_from_runs_of_the_same_shape(
     plan.refuse_above([known], per_hour * 1.1, spent=0.0)
     with pytest.raises(LaunchRefused, match="is expected to cost"):
         plan.refuse_above([known], per_hour * 1.1, spent=per_hour * 0.2)
+    with pytest.raises(LaunchRefused, match="is expected to cost"):
+        plan.refuse_above([known], per_hour * 2.5, spent=0.0, later_count=2)
+    halved = plan.shares([known], 10.0, spent=2.0, later_count=1)
+    assert halved == pytest.approx([4.0])
     shares = plan.shares([known, unknown], 10.0, spent=2.0)
     assert sum(share or 0.0 for share in shares) == pytest.approx(8.0)
 
