@@ -267,10 +267,13 @@ class RewardConfig:
 class ChecksConfig:
     """When training stops because something must be wrong."""
 
-    # Mean absolute difference between the log-probabilities of sampler and trainer, in nats: of
-    # the replies that are learned from, and of fixed prompts after each sync of the weights.
-    max_logp_difference: float = 0.05
-    max_sync_difference: float = 0.05
+    # The log-probabilities of sampler and trainer may differ by this many times what the rounding
+    # of the trainer's dtype makes, which is measured.
+    noise_factor: float = 2.5
+    # A limit of one's own for their mean absolute difference, in nats: of the replies that are
+    # learned from, and of fixed prompts after each sync of the weights; null: by noise_factor.
+    max_logp_difference: float | None = None
+    max_sync_difference: float | None = None
     max_invalid: float = 0.9  # share of episodes that end on an unreadable reply
     # Generations in a row in which no reward varies, or too many replies are unreadable.
     patience: int = 5

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Engine(Protocol):
 
     policy_version: int | None  # of the engine's weights; None before the first `load`
     sync_seconds: float  # that the latest `load` took
+    dtype: torch.dtype  # in which it computes
 
     def load(self, model: Any, *, policy_version: int | None) -> None:
         """Make the engine's weights those of `model`, a policy as training has wrapped it.

@@ -39,9 +39,11 @@ class VllmEngine:
         os.environ.setdefault("MASTER_ADDR", LOOPBACK)
         os.environ.setdefault("MASTER_PORT", str(free_port()))
         self.can_sleep = sleep and torch.cuda.is_available()
+        dtype = (settings.dtype or config.model.dtype).value
+        self.dtype: torch.dtype = getattr(torch, dtype)
         arguments = {
             "model": path,
-            "dtype": (settings.dtype or config.model.dtype).value,
+            "dtype": dtype,
             "gpu_memory_utilization": utilization,
             "max_model_len": settings.max_model_len or config.model.max_length,
             "max_num_seqs": settings.max_num_seqs,

@@ -71,7 +71,7 @@ class VllmServer:
         self.process = VllmProcess(log)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._trains = trains
-        self._dtype: torch.dtype = getattr(torch, (config.vllm.dtype or config.model.dtype).value)
+        self.dtype: torch.dtype = getattr(torch, (config.vllm.dtype or config.model.dtype).value)
         self._weights_client: Any = None  # TRL's
         self._announced: list[tuple[str, str, list[int]]] = []  # name, dtype, shape of each weight
         name = f"run-{uuid.uuid4().hex}"  # tells this server from that of another run
@@ -202,11 +202,11 @@ class VllmServer:
             os.environ.setdefault("VLLM_HOST_IP", LOOPBACK)
             client = VLLMClient(base_url=self.url, group_port=free_port())
             client.init_communicator(device)
-            dtype = str(self._dtype).removeprefix("torch.")
+            dtype = str(self.dtype).removeprefix("torch.")
             for name, weight in merged_weights(model):
                 self._announced.append((name, dtype, list(weight.shape)))
             self._weights_client = client
-        weights = ((n, weight.detach().to(self._dtype)) for n, weight in merged_weights(model))
+        weights = ((n, weight.detach().to(self.dtype)) for n, weight in merged_weights(model))
         self._weights_client.update_named_params(self._announced, weights)
         self._weights_client.reset_prefix_cache()  # it holds keys and values of the old weights
 

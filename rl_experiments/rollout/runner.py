@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from random import Random
 from typing import TypeVar
 
 from environments import Environment
@@ -132,22 +131,26 @@ class RolloutRunner:
         return renderer.reply_text(completion.token_ids)
 
 
-def sync_probe(
-    rollout: RolloutRunner, *, seeds: Sequence[int]
+def first_replies(
+    rollout: RolloutRunner, sampler: Sampler, *, seeds: Sequence[int]
 ) -> list[tuple[list[int], list[int]]]:
-    """Return fixed (prompt, reply) token ids, on which sampler and trainer can be compared.
+    """Return (prompt, reply) token ids of the seeds' first turns, whose replies `sampler` writes.
 
-    They are first turns of the seeds, with replies of the random policy.
+    The sampler's engine must be ready. An episode whose prompt is too long is left out.
     """
-    policy = rollout.environment.baselines["random"]
-    pairs = []
-    for seed in seeds:
+    prompts = {}
+    for key, seed in enumerate(seeds):
         episode = Episode(rollout.environment, EpisodeSpec(seed))
-        if not episode.over:
-            reply = policy(episode.environment, Random(f"probe/{seed}"))
-            renderer = episode.renderer(rollout.renderers)
-            pairs.append((renderer.prompt(episode.visible_turns()), renderer.reply_ids(reply)))
-    return pairs
+        if episode.over:
+            continue
+        prompt_ids = episode.renderer(rollout.renderers).prompt(episode.visible_turns())
+        if len(prompt_ids) + rollout.max_new_tokens <= rollout.max_length:
+            prompts[key] = prompt_ids
+            sampler.submit(Request(key=key, prompt_ids=prompt_ids, stream=f"probe/{seed}"))
+    replies: dict[int, list[int]] = {}
+    while len(replies) < len(prompts):
+        replies |= {each.key: each.token_ids for each in sampler.collect()}
+    return [(prompts[key], replies[key]) for key in prompts if replies[key]]
 
 
 class EnvironmentPool:

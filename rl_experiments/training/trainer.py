@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from trl import GRPOConfig
-from trl.trainer.utils import selective_log_softmax, use_adapter
+from trl.trainer.utils import use_adapter
 
 from environments import End
 from rl_experiments import distributed
@@ -34,21 +34,20 @@ from rl_experiments.config.schema import ChecksConfig, RewardConfig
 from rl_experiments.judge.rewarder import Judge
 from rl_experiments.paths import checkpoint_name
 from rl_experiments.rollout.advantages import turn_advantages
-from rl_experiments.rollout.runner import RolloutRunner, sync_probe
+from rl_experiments.rollout.runner import RolloutRunner
 from rl_experiments.rollout.types import EpisodeSpec, Trajectory, Turn
 from rl_experiments.training import guards, resume
 from rl_experiments.training.callbacks import StopIfNotFinite, TimeOptimizer
-from rl_experiments.training.collate import collate, collate_tokens, pad
+from rl_experiments.training.collate import collate
 from rl_experiments.training.episode_metrics import episode_metrics
 from rl_experiments.training.micro_batches import (
     Batch,
     rows_at_once,
 )
 from rl_experiments.training.phase_timer import PhaseTimer
+from rl_experiments.training.sampler_guard import SamplerGuard
 from rl_experiments.training.samples import TrainingSample, trajectory_to_samples
 from rl_experiments.training.split_loss import SplitLossTrainer
-
-_SYNC_PROBE_EPISODES = 16  # whose first turns are compared after each weight sync
 
 
 class EpisodeTrainer(SplitLossTrainer):
@@ -87,16 +86,12 @@ class EpisodeTrainer(SplitLossTrainer):
         self.judge = judge
         self.on_episodes = on_episodes
         self.learning_guard = guards.LearningGuard(checks, reward)
+        self.sampler_guard = SamplerGuard(self)
         if self.rollout.sampler.engine is not None:
-            seeds = self.train_dataset["seed"][:_SYNC_PROBE_EPISODES]
-            self._sync_probe = sync_probe(self.rollout, seeds=seeds)
-            self.rollout.on_begin = self._check_weight_sync
+            self.rollout.on_begin = self.sampler_guard.check_sync
         self.phase_timer = PhaseTimer()
         self.add_callback(TimeOptimizer(self.phase_timer))
         self.add_callback(StopIfNotFinite())
-        # How far they are from the sampler's, one tensor per micro-batch of the first loss after a
-        # generation; None once these were compared.
-        self._logprob_differences: list[torch.Tensor] | None = None
 
     # One generation: play the episodes, compute their advantages, make a batch.
 
@@ -135,7 +130,7 @@ class EpisodeTrainer(SplitLossTrainer):
         batch = self._collate(samples)
         if self.beta != 0.0:  # the loss has a KL term
             batch["ref_per_token_logps"] = self._reference_logprobs(batch)
-        self._logprob_differences = []
+        self.sampler_guard.expect()
         self.learning_guard.check(all_groups)
         return batch
 
@@ -201,33 +196,14 @@ class EpisodeTrainer(SplitLossTrainer):
         """Return the log-probabilities of the completions' tokens: (samples, tokens)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        batch_size = self._rows_at_once(ids.size(1))
+        batch_size = self.rows_at_once(ids.size(1))
         logprobs: torch.Tensor
         logprobs, _, _ = self._get_per_token_logps_and_entropies(
             model, ids, mask, batch["completion_ids"].size(1), batch_size=batch_size
         )
         return logprobs
 
-    @torch.no_grad()
-    def _logprobs_at_temperature_one(self, batch: Batch) -> torch.Tensor:
-        """Return the log-probabilities of the completions' tokens as an engine measures them.
-
-        TRL's own have the temperature of training, which its fused head is made for.
-        """
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        rows = self._rows_at_once(ids.size(1))
-        keep = batch["completion_ids"].size(1)
-        logprobs = []
-        for part_ids, part_mask in zip(ids.split(rows), mask.split(rows), strict=True):
-            output = self.model(
-                input_ids=part_ids, attention_mask=part_mask, logits_to_keep=keep + 1
-            )
-            logits = output.logits[:, -keep - 1 : -1].float()
-            logprobs.append(selective_log_softmax(logits, part_ids[:, -keep:]))
-        return torch.cat(logprobs)
-
-    def _rows_at_once(self, row_tokens: int) -> int:
+    def rows_at_once(self, row_tokens: int) -> int:
         """Return how many rows of `row_tokens` tokens go through the model without gradients."""
         if self.micro_batch_tokens is None:
             return int(self.args.per_device_train_batch_size)
@@ -246,43 +222,9 @@ class EpisodeTrainer(SplitLossTrainer):
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
 
-    # Guards on log-probabilities: the sampler must be the policy.
-
     def check_part(self, micro_batch: Batch, *, is_last: bool) -> None:
-        """Compare the loss's log-probabilities with the sampler's, once per generation.
-
-        The first loss after a generation is on the weights that played it, so they must be equal
-        up to rounding. `is_last` marks the last micro-batch of the mini-batch.
-        """
-        if self._logprob_differences is None:
-            return
-        difference = (self._loss_logprobs - micro_batch["sampling_per_token_logps"]).abs()
-        self._logprob_differences.append(difference[micro_batch["tool_mask"].bool()])
-        if is_last:
-            differences = torch.cat(self._logprob_differences)
-            self._logprob_differences = None
-            mean, maximum = guards.global_mean_and_max(differences, self.accelerator)
-            self.record("sampling/sampling_logp_difference/mean", mean)
-            self.record("sampling/sampling_logp_difference/max", maximum)
-            guards.check_sampler_logprobs(mean, limit=self.checks.max_logp_difference)
-
-    def _check_weight_sync(self) -> None:
-        """Compare the engine with the policy on fixed prompts, just after a weight sync."""
-        engine = self.rollout.sampler.engine
-        assert engine is not None  # else this is never called
-        device = self.accelerator.device
-        batch = collate_tokens(
-            [TrainingSample(prompt, reply) for prompt, reply in self._sync_probe],
-            pad_token_id=self.processing_class.pad_token_id,
-            device=device,
-        )
-        with self.accelerator.autocast():
-            of_trainer = self._logprobs_at_temperature_one(batch)
-        of_engine = pad(engine.logprobs(self._sync_probe), device=device)
-        difference = (of_trainer - of_engine)[batch["completion_mask"].bool()].abs()
-        mean, _ = guards.global_mean_and_max(difference, self.accelerator)
-        self.record("sampling/sync_logp_difference/mean", mean)
-        guards.check_weight_sync(mean, limit=self.checks.max_sync_difference)
+        """Compare the loss's log-probabilities with the sampler's, once per generation."""
+        self.sampler_guard.compare(micro_batch, self._loss_logprobs.detach(), is_last=is_last)
 
     # Metrics and checkpoints.
 

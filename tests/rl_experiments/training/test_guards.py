@@ -48,6 +48,7 @@ class CopyEngine:
     """
 
     sync_seconds = 0.0
+    dtype = torch.float32
 
     def __init__(self, model: Any, *, syncs: int = 1000, versions: int = 1000) -> None:
         self.model = copy.deepcopy(model)
