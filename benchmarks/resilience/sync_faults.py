@@ -1,7 +1,7 @@
 """Which faults between engine and policy stop a run, and at which weight sync; no false alarms.
 
 python -m benchmarks.resilience.sync_faults MODEL [--dtype bfloat16] [--cases NAME,...]
-       [--clean-steps 200] [--syncs 12] [--out TABLE.md]
+       [--clean-steps 200] [--syncs 12] [--episodes 32] [--out TABLE.md]
 
 MODEL is a size of `benchmarks.models` or the folder of a model. Every case trains in this process,
 with LoRA and with all weights, on one engine of vLLM. The comparison of the tensors, which detects
@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import torch
 from hydra import compose, initialize_config_dir
+from transformers import TrainerCallback
 
 from benchmarks import _results as results
 from benchmarks.models import SIZES, model_folder
@@ -65,6 +66,14 @@ class CountLetters(Environment):
 
     def step(self, reply: str) -> Step:
         return Step(reward=reply.count("e") / (len(reply) + 1), end=End.WON)
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Prints how far a long case has come."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % 25 == 0:
+            print(f"  {state.global_step} syncs without an alarm", flush=True)
 
 
 @dataclass
@@ -207,10 +216,11 @@ CASES = {
 class Bench:
     """One engine, and trainers on it one after the other."""
 
-    def __init__(self, model: str, dtype: str) -> None:
+    def __init__(self, model: str, dtype: str, episodes: int) -> None:
         register()
         self.path = str(model_folder(model)) if model in SIZES else model
         self.dtype = dtype
+        self.episodes = episodes
         self.folder = Path(tempfile.mkdtemp())
         self.policy: Policy | None = None
         self.environment = CountLetters()
@@ -222,11 +232,14 @@ class Bench:
                 *(f"model.dtype={self.dtype}", f"model.lora.enabled={kind == 'lora'}".lower()),
                 *("model.max_length=256", "trainer.max_completion_length=32", "logger=none"),
                 f"trainer.learning_rate={2e-4 if kind == 'lora' else 1e-5}",
-                *("trainer.num_generations=8", "trainer.per_device_train_batch_size=32"),
+                f"trainer.num_generations={min(8, self.episodes)}",
+                f"trainer.per_device_train_batch_size={self.episodes}",
                 *("trainer.gradient_accumulation_steps=1", f"trainer.max_steps={steps}"),
                 *("trainer.lr_scheduler_type=constant", f"trainer.temperature={_TEMPERATURE}"),
-                *("checks.patience=10000", "memory.gpu_gib=20", f"checkpoint.every_steps={steps}"),
-                *("vllm.enforce_eager=true", "num_examples=1"),
+                *("checks.patience=10000", f"checkpoint.every_steps={steps}", "num_examples=1"),
+                # A cache of its own size, so that several of these processes can share a GPU.
+                *("vllm.enforce_eager=true", "vllm.gpu_memory_utilization=0.1"),
+                "+vllm.extra.kv_cache_memory_bytes=2147483648",
             ]
             return dataclasses.replace(
                 check(compose("config", overrides)), environment=self.environment
@@ -245,9 +258,7 @@ class Bench:
         run = RunRecorder(folder, loggers, Checkpointer(folder, config.checkpoint, print))
         made = build_trainer(experiment, run, self.policy, make_grpo_config(config, folder))
         made.args.save_strategy = "no"
-        made.callback_handler.callbacks = [
-            each for each in made.callback_handler.callbacks if "Save" not in type(each).__name__
-        ]
+        made.add_callback(Progress())
         return made
 
     def run(self, name: str, kind: str, *, syncs: int, blind: bool) -> dict[str, Any]:
@@ -292,9 +303,10 @@ def main() -> None:
     parser.add_argument("--cases", default="")
     parser.add_argument("--clean-steps", type=int, default=200)
     parser.add_argument("--syncs", type=int, default=12)
+    parser.add_argument("--episodes", type=int, default=32, help="of each generation")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    bench, rows = Bench(args.model, args.dtype), []
+    bench, rows = Bench(args.model, args.dtype, args.episodes), []
     for name in args.cases.split(",") if args.cases else CASES:
         case = CASES[name]
         for kind in case.kinds:

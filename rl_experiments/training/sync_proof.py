@@ -31,10 +31,10 @@ from rl_experiments.errors import UserError
 _MIN_LIMIT = 0.01
 # How far from 1 the share may be, and how many of its standard errors.
 _MAX_SHARE_ERROR = 0.3
-_MAX_STANDARD_ERRORS = 6.0
+_MAX_STANDARD_ERRORS = 5.0
 # The error of an engine's change to that of the trainer's rounding: both ends of the change are
 # rounded, the merged weights too, and the tokens of one reply share their error.
-_ERROR_FACTOR = 4.0
+_ERROR_FACTOR = 2.5
 _MIN_NOISE = 0.002
 
 
