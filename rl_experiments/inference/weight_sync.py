@@ -31,6 +31,12 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, weight
 
 
+def replacements(module: nn.Module) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    """Yield each weight of a module that an engine has, and what it is with adapters added."""
+    for _, weight, original in _weights(module, ""):
+        yield original, weight
+
+
 def check_mergeable(model: Any, *, label: str) -> None:
     """Raise a `UserError` if the weights cannot be those of an adapted model without adapters.
 

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from rl_experiments.inference.weight_sync import replacements
+
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 @contextmanager
-def float32_forward(model: nn.Module) -> Iterator[None]:
+def float32_forward(model: nn.Module, *, held_in: torch.dtype | None = None) -> Iterator[None]:
     """Within, the model computes in float32: weights are widened layer by layer, as each is used.
+
+    With `held_in` the weights are those of an engine that holds them in that dtype: adapters are
+    merged, and the sums rounded.
 
     So the memory for it is that of the widest layer. Matrices are multiplied in TF32 on a GPU that
     has it, whose rounding is an eighth of bfloat16's. The weights are the same tensors afterwards.
@@ -25,8 +30,11 @@ def float32_forward(model: nn.Module) -> Iterator[None]:
         precision = torch.get_float32_matmul_precision()
         stack.callback(torch.set_float32_matmul_precision, precision)
         torch.set_float32_matmul_precision("high")
+        disable_adapter: Any = getattr(model, "disable_adapter", None)
+        if held_in is not None and disable_adapter is not None:
+            stack.enter_context(disable_adapter())
         for layer in _layers(model):
-            for handle in _widen(layer):
+            for handle in _widen(layer, held_in):
                 stack.callback(handle.remove)
         yield
 
@@ -49,19 +57,25 @@ def _tensors(module: nn.Module, *, recurse: bool = False) -> Iterator[torch.Tens
     yield from module.buffers(recurse=recurse)
 
 
-def _widen(layer: nn.Module) -> tuple[Any, Any]:
+def _widen(layer: nn.Module, held_in: torch.dtype | None) -> tuple[Any, Any]:
     """Let the layer have weights in float32 while it computes; return the hooks that do it."""
-    narrow: list[tuple[torch.Tensor, torch.Tensor]] = []
+    originals: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def replace(tensor: torch.Tensor, value: torch.Tensor) -> None:
+        originals.append((tensor, tensor.data))
+        tensor.data = value.float()
 
     def widen(*_: Any) -> None:
+        if held_in is not None:
+            for parameter, weight in list(replacements(layer)):
+                replace(parameter, weight.detach().to(held_in))
         for tensor in _tensors(layer, recurse=True):
             if tensor.dtype in HALF_PRECISION:
-                narrow.append((tensor, tensor.data))
-                tensor.data = tensor.data.float()
+                replace(tensor, tensor.data)
 
     def restore(*_: Any) -> None:
-        while narrow:
-            tensor, data = narrow.pop()
+        while originals:
+            tensor, data = originals.pop()
             tensor.data = data
 
     before = layer.register_forward_pre_hook(widen)

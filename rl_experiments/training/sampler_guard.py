@@ -38,7 +38,8 @@ class SamplerGuard:
         # (prompt, reply) token ids that engine and policy are compared on after each sync; None
         # before the first.
         self._probe: list[tuple[list[int], list[int]]] | None = None
-        self._rounding = 0.0  # nats, what the trainer's rounding makes on the probe
+        # Nats, what rounding makes on the probe: of the trainer's arithmetic, and of the weights.
+        self._rounding = self._weight_rounding = 0.0
         # Trainer less sampler, and 1 for each importance ratio that is clipped: one tensor per
         # micro-batch of the first loss after a generation. None once these were compared.
         self._differences: list[torch.Tensor] | None = None
@@ -90,12 +91,18 @@ class SamplerGuard:
         mask = batch["completion_mask"].bool()
         of_engine = pad(engine.logprobs(self._probe), device=device)
         rounded, exact = self._rounded_and_exact(batch)
+        held = exact
+        if engine.dtype in HALF_PRECISION:
+            model = self._trainer.accelerator.unwrap_model(self._trainer.model)
+            with float32_forward(model, held_in=engine.dtype):
+                held = self._logprobs(model, batch, temperature=1.0)
         gathered = (
             torch.tensor(distributed.gather(each[mask].tolist()))
-            for each in (of_engine, rounded, exact)
+            for each in (of_engine, rounded, exact, held)
         )
         metrics = self._proof.check(Sync(self._trainer.state.global_step, *gathered))
         self._rounding = metrics["sampling/rounding_logp_difference/mean"]
+        self._weight_rounding = metrics["sampling/weight_rounding_logp_difference/mean"]
         for name, value in metrics.items():
             self._trainer.record(name, value)
 
@@ -119,12 +126,13 @@ class SamplerGuard:
     def _check_generation(self, difference: float, micro_batch: Batch) -> None:
         """Stop if the mean difference is more than rounding explains, measured where needed."""
         trainer, checks = self._trainer, self._trainer.checks
-        limit = difference_limit(self._rounding, checks.max_logp_difference, checks)
+        noise = self._rounding + self._weight_rounding
+        limit = difference_limit(noise, checks.max_logp_difference, checks)
         if checks.max_logp_difference is None and not difference <= limit:
             rounded, exact = self._rounded_and_exact(micro_batch, temperature=trainer.temperature)
             rounding = (rounded - exact)[micro_batch["tool_mask"].bool()].abs()
             noise, _ = guards.global_mean_and_max(rounding, trainer.accelerator)
-            limit = difference_limit(noise, None, checks)
+            limit = difference_limit(noise + self._weight_rounding, None, checks)
         guards.check_sampler_logprobs(difference, limit=limit)
 
     def _make_probe(self, engine: Engine) -> list[tuple[list[int], list[int]]]:
