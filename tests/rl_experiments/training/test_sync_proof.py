@@ -39,9 +39,7 @@ def policy(*, lora: bool) -> Any:
     if not lora:
         return model.float()
     torch.manual_seed(1)
-    return get_peft_model(
-        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"])
-    )
+    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"]))
 
 
 @torch.no_grad()
@@ -71,7 +69,7 @@ def train(
 ) -> list[dict[str, float]]:
     """Move the policy at random, sync an engine after each step, and return the proof's metrics.
 
-    `learns` makes its steps by gradient, small and all one way, so that rounding loses most of them.
+    `learns` makes its steps by gradient: small and all one way, so that rounding loses most.
     """
     model = policy(lora=lora)
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": rope_theta}}
