@@ -29,7 +29,8 @@ def test_passes_that_are_merged_into_one_make_the_same_update(
     ):
         words = [f"{key}={value}" for key, value in given.items()]
         words += [] if name == "one" else ["trainer.steps_per_generation=4"]
-        done = program(*SMALL, "checkpoint.every_steps=1", *words, f"name={name}")
+        few = ["trainer.max_steps=2", "checkpoint.every_steps=1", "num_examples=2"]
+        done = program(*SMALL, *few, *words, f"name={name}")
         assert done.returncode == 0, done.stderr
     four, one = metrics(tmp_path / "runs/four/0"), metrics(tmp_path / "runs/one/0")
     for first, second in zip(four, one, strict=True):

@@ -65,7 +65,7 @@ def test_a_process_whose_episodes_all_end_at_once_does_not_block_the_others(
     program: Program, tmp_path: Path
 ) -> None:
     (tmp_path / "one_sided.py").write_text(ONE_SIDED)
-    settings = [*SMALL, "trainer.max_steps=4", "memory.micro_batch_tokens=250", "gpu.count=2"]
+    settings = [*SMALL, "num_examples=4", "memory.micro_batch_tokens=250", "gpu.count=2"]
     done = program(*settings, "name=x", "env._target_=one_sided.OneSided", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert metrics(tmp_path, "x")[-1]["step"] == 4

@@ -118,6 +118,7 @@ PIECES = [
 PIECES += ["\x00", "\ud800", "🙂", "9**9**9", "(", "\n", "-1", "9" * 5000, "<answer>" * 2000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_any_text_leads_to_a_bounded_step(adapter: type[Environment]) -> None:
     rng, env = Random(0), adapter()

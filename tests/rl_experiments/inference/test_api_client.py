@@ -103,6 +103,7 @@ def expected(index: int) -> float | None:
     return episode.trajectory.reward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_example_is_scored_once_whatever_the_server_does(
     tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch

@@ -88,6 +88,7 @@ def test_a_wrong_clock_is_named(proxy: FaultProxy) -> None:
     assert "the clock of this machine is wrong (RequestTimeTooSkewed)" in message
 
 
+@pytest.mark.slow
 def test_credentials_that_were_renewed_in_their_file_are_read_again(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
