@@ -25,10 +25,12 @@ from hydra_modal_jobs.interrupts import ignore_interrupts
 from hydra_modal_jobs.jobs.compose import compose
 from hydra_modal_jobs.jobs.job import Job, application_config, cost_key, gpu_label, writable
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
+from hydra_modal_jobs.jobs.saved import describe
 from hydra_modal_jobs.jobs.sweep import sweep_of
 from hydra_modal_jobs.launch_checks import by_backend_name, check
-from hydra_modal_jobs.manifest import LAUNCHED, RunManifest, spent_usd
+from hydra_modal_jobs.manifest import LAUNCHED, RunManifest, is_run, spent_usd
 from hydra_modal_jobs.paths import JOB_FILE, LAUNCH_FILE, MULTIRUN_FILE
+from hydra_modal_jobs.pending import refuse_pending
 from hydra_modal_jobs.secrets import Secrets
 from hydra_modal_jobs.text import print_line
 
@@ -76,6 +78,8 @@ def launch(
             for num, overrides in enumerate(sweep.later, start=end)
         ]
         claim_run(jobs[0].sweep_folder)
+        if first_number == 0:
+            _refuse_beside_pending(jobs)
         _write_multirun(master, jobs[0].sweep_folder)
         unknown = 0 if later else sweep.later_count
         is_shown = first_number == 0 or sweep.needs_values
@@ -154,6 +158,15 @@ def run(
     if is_detached:
         return [_job_return(job, ended.get(job.num, _queued(job))) for job in jobs]
     return _report(jobs, ended, console, is_alone=len(jobs) == 1 and not groups[0][0].is_remote)
+
+
+def _refuse_beside_pending(jobs: Sequence[Job]) -> None:
+    """Refuse to go on with a run some of whose jobs still go on elsewhere."""
+    folder, settings = jobs[0].sweep_folder, jobs[0].settings
+    if settings.resume and not settings.plan_only and is_run(folder):
+        manifest = RunManifest.load(folder)
+        manifest.refuse_outside()
+        refuse_pending(manifest, [describe(folder, entry) for entry in manifest.jobs])
 
 
 def _is_detached(job: Job) -> bool:

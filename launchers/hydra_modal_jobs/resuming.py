@@ -12,14 +12,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from hydra_modal_jobs import launch, report
-from hydra_modal_jobs.backends import backend_of, backend_of_entry
+from hydra_modal_jobs.backends import backend_of
 from hydra_modal_jobs.claim import claim_run, undo_all
 from hydra_modal_jobs.errors import JobFailed, LaunchRefused
-from hydra_modal_jobs.follow.watch import watch
 from hydra_modal_jobs.jobs.job import Job, update_payload, writable
 from hydra_modal_jobs.jobs.result import JobResult
 from hydra_modal_jobs.jobs.saved import describe, reopen, trust
-from hydra_modal_jobs.manifest import LAUNCHED, RunManifest
+from hydra_modal_jobs.manifest import RunManifest
+from hydra_modal_jobs.pending import refuse_pending
 
 
 def resume_run(
@@ -52,7 +52,7 @@ def _resume(
     manifest: RunManifest, overrides: Sequence[str], *, former_names: Mapping[str, str] | None
 ) -> None:
     jobs = [describe(manifest.folder, entry) for entry in manifest.jobs]
-    _refuse_pending(manifest, jobs)
+    refuse_pending(manifest, jobs)
     console = Console(file=sys.stdout)
     if all(job.result and job.result.is_done for job in jobs):
         console.print("Every job of this run is done.")
@@ -83,28 +83,6 @@ def _resume(
         raise JobFailed(line if len(jobs) == 1 else report.unfinished_line(len(failed), len(jobs)))
 
 
-def wait_until_ended(manifest: RunManifest, jobs: Sequence[Job], *, cancels: bool) -> None:
-    """Wait until these remote jobs have ended; with `cancels`, cancel them first.
-
-    Their app is stopped unless other jobs of the run need it.
-    """
-    rows = report.rows_of(jobs)
-    going = [entry["num"] for entry in manifest.jobs if manifest.state(entry) == LAUNCHED]
-    by_backend: dict[str, list[int]] = {}
-    for job in jobs:
-        by_backend.setdefault(manifest.entry(job.num)["backend"], []).append(job.num)
-    for nums in by_backend.values():
-        backend = backend_of_entry(manifest, manifest.entry(nums[0]))(manifest, jobs[0].settings)
-        backend.reach(nums)
-        watch(
-            backend,
-            {num: rows[num] for num in nums},
-            keeps_others=bool(set(going) - set(rows)),
-            is_quiet=True,
-            cancels=cancels,
-        )
-
-
 def _change(job: Job, overrides: Sequence[str]) -> None:
     """Change the launcher's settings of a job; refuse to change any other setting."""
     names = {source: name for name, source in report.filled_settings(job.config).items()}
@@ -118,22 +96,6 @@ def _change(job: Job, overrides: Sequence[str]) -> None:
                 )
             OmegaConf.update(job.config, key, OmegaConf.create(f"x: {value}").x)
     update_payload(job)
-
-
-def _refuse_pending(manifest: RunManifest, jobs: Sequence[Job]) -> None:
-    """Refuse while jobs are queued or running; bring back those that have ended meanwhile."""
-    going = [job for job in jobs if manifest.state(manifest.entry(job.num)) == LAUNCHED]
-    pending = 0
-    for job in going:
-        backend = backend_of_entry(manifest, manifest.entry(job.num))(manifest, job.settings)
-        pending += backend.is_pending(job.num)
-    if pending:
-        raise LaunchRefused(
-            f"{manifest.name}: {pending} jobs are still queued or running; watch them with "
-            "runs attach, or end them with runs cancel"
-        )
-    if going:
-        wait_until_ended(manifest, going, cancels=False)
 
 
 def _results(jobs: Sequence[Job]) -> dict[int, JobResult]:

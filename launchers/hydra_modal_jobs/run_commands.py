@@ -19,7 +19,8 @@ from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
 from hydra_modal_jobs.jobs.saved import describe
 from hydra_modal_jobs.manifest import LAUNCHED, RunManifest, is_run, run_folders, run_name
-from hydra_modal_jobs.resuming import resume_run, wait_until_ended
+from hydra_modal_jobs.pending import wait_until_ended
+from hydra_modal_jobs.resuming import resume_run
 from hydra_modal_jobs.tables import plain_table
 from hydra_modal_jobs.text import print_line
 

@@ -197,3 +197,18 @@ def test_ctrl_c_at_a_moment_without_a_question_names_what_goes_on(tmp_path: Path
     groups: list[tuple[Backend, list[Job]]] = [(Starting(manifest, jobs[0].settings), jobs)]
     with pytest.raises(UserLeft, match=r"1 job goes on elsewhere and may cost money.*cancel"):
         launch._follow(groups, NO_SECRETS, is_detached=False)
+
+
+def test_a_run_whose_jobs_go_on_elsewhere_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `train name=toy resume=true` beside a detached job of that name."""
+    jobs = [a_job(tmp_path / "toy", 0, "local")]
+    manifest = a_manifest(jobs, "modal")
+    launch._refuse_beside_pending(jobs)
+    manifest.update([{"num": 0, "call": "fc-1"}])
+    launch._refuse_beside_pending(jobs)  # a new run in this folder is refused elsewhere
+    jobs[0].settings.resume = True
+    monkeypatch.setattr(ModalBackend, "is_pending", lambda self, num: True)
+    with pytest.raises(LaunchRefused, match=r"^toy: 1 job is still queued or running; .*cancel$"):
+        launch._refuse_beside_pending(jobs)

@@ -193,7 +193,10 @@ class ModalBackend(Backend):
     def is_pending(self, num: int) -> bool:
         """Ask Modal whether the job's call goes on."""
         self.reach([num])
-        ask = partial(modal_app.is_pending, self.manifest.entry(num)["call"])
+        call = self.manifest.entry(num)["call"]
+        if not call:
+            return False  # its launch was cut off
+        ask = partial(modal_app.is_pending, call)
         return answer(ask, advice=self._advice([num]))
 
     def _bring(self, num: int) -> tuple[JobResult | None, bool]:
