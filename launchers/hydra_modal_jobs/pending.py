@@ -42,9 +42,10 @@ def refuse_pending(manifest: RunManifest, jobs: Sequence[Job]) -> None:
         backend = backend_of_entry(manifest, manifest.entry(job.num))(manifest, job.settings)
         pending += backend.is_pending(job.num)
     if pending:
+        jobs_are = "1 job is" if pending == 1 else f"{pending} jobs are"
         raise LaunchRefused(
-            f"{manifest.name}: {pending} {'job is' if pending == 1 else 'jobs are'} still queued or "
-            "running; watch with runs attach, or end with runs cancel"
+            f"{manifest.name}: {jobs_are} still queued or running; watch with runs attach, or end "
+            "with runs cancel"
         )
     if going:
         wait_until_ended(manifest, going, cancels=False)
