@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -31,8 +32,12 @@ def noted_interrupts() -> Iterator[threading.Event]:
         raise KeyboardInterrupt
 
 
-def ignore_interrupts() -> None:
-    """Let Ctrl-C have no effect any more, in a program that is ending."""
+def end_quietly() -> None:
+    """Let Ctrl-C have no effect any more, and what still asks Modal end without a traceback.
+
+    For a program that has said its last line.
+    """
+    logging.getLogger("asyncio").disabled = True
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

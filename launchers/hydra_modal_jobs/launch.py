@@ -21,7 +21,7 @@ from hydra_modal_jobs.claim import claim_run, undo_all
 from hydra_modal_jobs.errors import JobFailed, LaunchRefused, UserLeft
 from hydra_modal_jobs.files import write_atomically
 from hydra_modal_jobs.follow.watch import watch
-from hydra_modal_jobs.interrupts import ignore_interrupts
+from hydra_modal_jobs.interrupts import end_quietly
 from hydra_modal_jobs.jobs.compose import compose
 from hydra_modal_jobs.jobs.job import Job, application_config, cost_key, gpu_label, writable
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
@@ -89,7 +89,7 @@ def launch(
     except LaunchRefused as refused:
         raise LaunchRefused(report.with_own_names(str(refused), jobs)) from None
     except UserLeft as left:
-        ignore_interrupts()
+        end_quietly()
         print_line(str(left), is_error=True)
         sys.exit(130)
     finally:

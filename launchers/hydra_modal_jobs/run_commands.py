@@ -13,8 +13,9 @@ from hydra_modal_jobs import report
 from hydra_modal_jobs.backends import backend_of_entry
 from hydra_modal_jobs.backends.base import Backend
 from hydra_modal_jobs.config import ModalJobsConf
-from hydra_modal_jobs.errors import JobFailed, LaunchRefused
+from hydra_modal_jobs.errors import JobFailed, LaunchRefused, UserLeft
 from hydra_modal_jobs.follow.watch import watch
+from hydra_modal_jobs.interrupts import end_quietly
 from hydra_modal_jobs.jobs.job import Job
 from hydra_modal_jobs.jobs.result import CTRL_C, JobResult
 from hydra_modal_jobs.jobs.saved import describe
@@ -56,7 +57,11 @@ def runs(words: Sequence[str], *, root: Path) -> None:
         raise LaunchRefused(f"runs {action}: no such command (choose from: {', '.join(actions)})")
     if not rest:
         raise LaunchRefused(f"runs {action}: name the run; `runs` lists them")
-    actions[action](_Run(_folder(rest[0], root)), rest[1:])
+    try:
+        actions[action](_Run(_folder(rest[0], root)), rest[1:])
+    except UserLeft:
+        end_quietly()
+        raise
 
 
 def resume(
