@@ -63,7 +63,9 @@ def small_trainer(
     Its checkpoints are complete ones, in `folder`/checkpoints.
     """
     experiment = check(composed(*SMALL, "name=small", "trainer.max_steps=12", *overrides))
-    policy = load_policy(experiment.config, experiment.environment, folder, trains=True)
+    # The tiny model is made for the environment of the settings.
+    made_for = experiment.environment if experiment.config.model.scratch else environment
+    policy = load_policy(experiment.config, made_for or experiment.environment, folder, trains=True)
     if environment:
         experiment = Experiment(experiment.config, environment)
     if engine:
