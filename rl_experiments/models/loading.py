@@ -80,9 +80,10 @@ def load_model(path: str, config: Config, *, trains: bool) -> PreTrainedModel:
         if trains and config.model.lora.enabled:
             check_targets(model, config.model.lora)
         return model
-    from peft import PeftModel
+    from peft import PeftModel, PeftType
 
-    if trains and config.model.lora.enabled:  # before peft renames the layers
+    # Before peft renames the layers.
+    if trains and config.model.lora.enabled and adapter["peft_type"] == PeftType.LORA:
         _check_adapter(path, adapter, config.model.lora, model)
     adapted = PeftModel.from_pretrained(model, path, is_trainable=trains)
     check_mergeable(adapted, label=_setting(path, config))
