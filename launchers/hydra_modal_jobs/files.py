@@ -62,16 +62,21 @@ def append_json_lines(path: Path, records: Iterable[Any]) -> None:
             rest = rest[file.write(rest) :]
 
 
-def read_json_lines(path: Path) -> Iterator[Any]:
-    """Yield the record of each line, skipping torn ones; yield nothing if there is no file."""
+def read_json_lines(path: Path, *keys: str) -> Iterator[Any]:
+    """Yield the record of each line; yield nothing if there is no file.
+
+    Torn lines are skipped, and those that are no object with these keys.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict) and all(key in record for key in keys):
+                yield record
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,7 +22,7 @@ def plot_learning_curve(metrics: Path, evaluation: Evaluation, picture: Path) ->
     matplotlib.use("Agg")  # draws without a screen
     import matplotlib.pyplot as plt
 
-    records = list(read_json_lines(metrics))
+    records = list(read_json_lines(metrics, "step"))
     steps = [record["step"] for record in records]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.12, top=0.97, wspace=0.18)

@@ -194,7 +194,7 @@ class Evaluation:
     def _seconds_played(self) -> dict[str, float]:
         """Seconds each policy has played, summed over all attempts."""
         by_file: dict[str, float] = {}
-        for record in read_json_lines(self.folder / SECONDS_FILE):
+        for record in read_json_lines(self.folder / SECONDS_FILE, "file", "seconds"):
             by_file[record["file"]] = by_file.get(record["file"], 0.0) + record["seconds"]
         files = {name: policy_episodes_file(self._stem(name)) for name in self.results}
         return {name: by_file[file] for name, file in files.items() if file in by_file}
@@ -222,19 +222,20 @@ class Evaluation:
         wanted = set(self.specs)
 
         def counts(record: Mapping[str, Any]) -> bool:
-            is_wanted = record["version"] == version and _spec(record) in wanted
-            return is_wanted and record["reward"] is not None
+            if record.get("version") != version or record.get("reward") is None:
+                return False
+            return "seed" in record and _spec(record) in wanted
 
         if distributed.is_first():
             keep_json_lines(file, counts)
         distributed.barrier()
-        done = {_spec(record) for record in read_json_lines(file)}
+        done = {_spec(record) for record in read_json_lines(file, "seed")}
         distributed.barrier()  # until all have read the file, to which others will add
         remaining = distributed.shard([spec for spec in self.specs if spec not in done])
         if remaining:
             self._play_remaining(file, version, name, remaining, play_episodes, progress)
         distributed.barrier()
-        records = {_spec(record): record for record in read_json_lines(file)}
+        records = {_spec(record): record for record in read_json_lines(file, "seed")}
         result = PolicyResult.from_records(name, [records[spec] for spec in self.specs], self.seeds)
         self.results[name] = result
         return result

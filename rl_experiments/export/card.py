@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -23,9 +22,10 @@ from rl_experiments.paths import (
     RUN_FILE,
     policy_episodes_file,
 )
-from rl_experiments.storage.files import read_json_lines
+from rl_experiments.storage.files import read_json_lines, read_json_object
 
 HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # regular expression of OWNER/NAME
+_OTHER_CHECKPOINT = "export another checkpoint of the run"
 _HUB_LICENSES = ("apache-2.0", "mit", "cc-by-nc-4.0")  # others go by `license_name` on the hub
 _SHOWN_SETTINGS = (
     *("seed", "num_examples", "env", "model", "sampler", "trainer", "reward", "evaluation"),
@@ -80,7 +80,9 @@ def model_card(checkpoint: Path, step: int, cfg: Any, *, base: str | None, name:
     config: Any = OmegaConf.to_container(cfg)
     settings = _shown_settings(config)
     env = settings["env"]
-    record = json.loads((checkpoint / RECORDS_FOLDER / RUN_FILE).read_text())
+    record = read_json_object(
+        checkpoint / RECORDS_FOLDER / RUN_FILE, "python", "packages", remedy=_OTHER_CHECKPOINT
+    )
     metrics = _last_metrics(checkpoint)
     data = ", ".join(
         f"{key} `{env[key]}`" for key in _DATA_SETTINGS if env.get(key) not in (None, "left out")
@@ -145,9 +147,9 @@ def _evaluation(job_folder: Path, step: int) -> str:
     file = job_folder / EVALUATION_FILE
     if not file.exists():
         return "This checkpoint came without its run's evaluation."
-    results = json.loads(file.read_text())
+    results = read_json_object(file, "policies", remedy="delete it, or restore it from a copy")
     episodes = job_folder / EVALUATION_FOLDER / policy_episodes_file("after")
-    versions = [record["version"] for record in read_json_lines(episodes)][:1]
+    versions = [record["version"] for record in read_json_lines(episodes, "version")][:1]
     labels = {"before": "before (step 0)", "after": f"after ({', '.join(versions)})"}
     notes = ["This checkpoint has not been evaluated itself.", ""]
     if versions == [f"step {step}"]:

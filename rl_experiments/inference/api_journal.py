@@ -21,7 +21,8 @@ class ApiJournal:
         self._replies: dict[str, ApiReply] = {}
         if file:
             self._replies = {
-                record["key"]: _reply_of(record["answer"]) for record in read_json_lines(file)
+                record["key"]: _reply_of(record["answer"])
+                for record in read_json_lines(file, "key", "answer")
             }
 
     def get(self, request: str) -> ApiReply | None:

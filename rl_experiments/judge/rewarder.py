@@ -31,7 +31,7 @@ from rl_experiments.paths import (
     judge_spending_file,
 )
 from rl_experiments.rollout.types import Trajectory, Turn
-from rl_experiments.storage.files import read_json_lines, write_atomically
+from rl_experiments.storage.files import read_json_lines, read_json_object, write_atomically
 
 SETTING = "judge"  # the config group, as messages name it
 _MIN_RECENT_GROUPS = 8  # over which the share of failures is taken
@@ -188,14 +188,19 @@ class Judge:
         the larger of both counts.
         """
         spend = self.client.spend
-        for record in read_json_lines(journal):
+        for record in read_json_lines(journal, "answer"):
             reply = record["answer"]
             spend.requests += 1
             spend.prompt_tokens += reply["prompt_tokens"]
             spend.completion_tokens += reply["completion_tokens"]
             spend.usd += reply["usd"] or 0.0
         if self._spend_file.exists():
-            kept = json.loads(self._spend_file.read_text())
+            kept = read_json_object(
+                self._spend_file,
+                *_SPEND_FIELDS,
+                remedy="it says what the judge has cost: restore it, or delete it to count the "
+                "answers that are kept",
+            )
             for name in _SPEND_FIELDS:
                 setattr(spend, name, max(kept[name], getattr(spend, name)))
 

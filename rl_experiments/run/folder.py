@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,9 +92,9 @@ class Run:
 
     def drop_records_after(self, step: int) -> None:
         """Delete the records of what came after the checkpoint that training goes on from."""
-        keep_json_lines(self.metrics, lambda record: record["step"] <= step)
+        keep_json_lines(self.metrics, lambda record: record.get("step", math.inf) <= step)
         # An episode is recorded when it is played, before the step that learns from it.
-        keep_json_lines(self.episodes, lambda record: record["step"] < step)
+        keep_json_lines(self.episodes, lambda record: record.get("step", math.inf) < step)
 
     def log_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics of a step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from rl_experiments.paths import (
 )
 from rl_experiments.rollout.types import Trajectory
 from rl_experiments.run.folder import Run
-from rl_experiments.storage.files import read_json_lines
+from rl_experiments.storage.files import read_json_lines, read_json_object
 from rl_experiments.terminal.progress import Progress
 from rl_experiments.tracking.base import LoggedRun
 from rl_experiments.tracking.loggers import Loggers
@@ -74,7 +73,9 @@ class RunRecorder(Run):
         for name in (self.config_file.name, RUN_FILE, self.metrics.name, LOGGER_IDS_FILE):
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, records / name)
-        lines = [record for record in read_json_lines(self.metrics) if record["step"] == step]
+        lines = [
+            record for record in read_json_lines(self.metrics, "step") if record["step"] == step
+        ]
         metrics = {k: float(v) for line in lines for k, v in line.items() if _is_finite(v)}
         self.checkpointer.finalize(step, metrics)
 
@@ -96,9 +97,12 @@ class RunRecorder(Run):
         """Send what the run folder holds at the end to the loggers: evaluation and figures."""
         if distributed.is_first():
             self._open_loggers()
-            steps = [record["step"] for record in read_json_lines(self.metrics)]
+            steps = [record["step"] for record in read_json_lines(self.metrics, "step")]
             file = self.folder / EVALUATION_FILE
-            evaluation = json.loads(file.read_text()) if file.exists() else {"policies": []}
+            evaluation: dict[str, Any] = {"policies": []}
+            if file.exists():
+                remedy = "delete it; the same command with resume=true writes it anew"
+                evaluation = read_json_object(file, "policies", remedy=remedy)
             pictures = sorted(self.folder.glob("*.png"))
             self.loggers.log_results(max(steps, default=0), evaluation, pictures)
 
@@ -116,7 +120,8 @@ class RunRecorder(Run):
         """Open the loggers, unless they are open; they get the records that the run has."""
         if distributed.is_first():
             self.loggers.open(
-                list(read_json_lines(self.metrics)), list(read_json_lines(self.episodes))
+                list(read_json_lines(self.metrics, "step")),
+                list(read_json_lines(self.episodes, "step")),
             )
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rl_experiments.errors import UserError
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -57,16 +59,35 @@ def append_json_lines(path: Path, records: Iterable[Any]) -> None:
             rest = rest[file.write(rest) :]
 
 
-def read_json_lines(path: Path) -> Iterator[Any]:
-    """Yield the record of each line, skipping torn ones; yield nothing if there is no file."""
+def read_json_lines(path: Path, *keys: str) -> Iterator[Any]:
+    """Yield the record of each line; yield nothing if there is no file.
+
+    Torn lines are skipped, and those that are no object with these keys.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict) and all(key in record for key in keys):
+                yield record
+
+
+def read_json_object(path: Path, *keys: str, remedy: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises a `UserError` with the remedy if the file is no object with these keys.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not all(key in content for key in keys):
+        raise UserError(f"{path}: is broken; {remedy}")
+    return content
 
 
 def keep_json_lines(path: Path, keep: Callable[[Any], bool]) -> None:

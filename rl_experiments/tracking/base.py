@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from rl_experiments.config.schema import LoggerConfig
 from rl_experiments.paths import LOGGER_IDS_FILE
-from rl_experiments.storage.files import write_atomically
+from rl_experiments.storage.files import read_json_object, write_atomically
 
 JsonDict = dict[str, Any]
 _FORMAT_VERSION = 1  # of loggers.json
@@ -52,8 +52,9 @@ class LoggedRun:
 
     def _service_ids(self) -> JsonDict:
         file = self.folder / LOGGER_IDS_FILE
-        ids: JsonDict = json.loads(file.read_text()) if file.exists() else {}
-        return ids
+        if not file.exists():
+            return {}
+        return read_json_object(file, remedy="delete it, and the services begin new runs")
 
 
 class Logger(Protocol):

@@ -83,7 +83,7 @@ class JobResult:
     def read(cls, job_folder: Path) -> JobResult | None:
         """Read the result of a job; None if it has not ended."""
         record = read_json(job_folder / RESULT_FILE)
-        return cls.from_json(record) if isinstance(record, dict) else None
+        return cls.from_json(record) if isinstance(record, dict) and "state" in record else None
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> JobResult:

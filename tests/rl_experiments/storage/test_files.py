@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra_modal_jobs import files as launcher_files
 
+from rl_experiments.errors import UserError
+from rl_experiments.storage import files
 from rl_experiments.storage.files import (
     append_json_lines,
     atomic_path,
@@ -115,3 +119,23 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
         writer.join()
     records = [json.loads(line) for line in file.read_text().splitlines() if line]
     assert len(records) == 80
+
+
+@pytest.mark.parametrize("module", [files, launcher_files])
+def test_lines_that_are_no_records_are_skipped(module: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"step": 1}\nnull\n3\n[1]\n"x"\n{}\n{"step": \n{"step": 2, "more": 1}\n\x00\n')
+    assert [record["step"] for record in module.read_json_lines(path, "step")] == [1, 2]
+    assert len(list(module.read_json_lines(path))) == 3
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "null", "[1]", "3", "{}", "\x00"])
+def test_a_broken_file_is_named_with_what_to_do(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as refused:
+        files.read_json_object(path, "policies", remedy="delete it")
+    assert str(refused.value) == f"{path}: is broken; delete it"
+    path.write_text('{"policies": []}')
+    assert files.read_json_object(path, "policies", remedy="") == {"policies": []}
