@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from environments.game2048 import Game2048
 from environments.game2048.replies import Parser
 from rl_experiments.config.schema import Config, Dtype, ScratchConfig
 from rl_experiments.errors import UserError
+from rl_experiments.inference.sampler import Completion, Request
 from rl_experiments.inference.vllm_colocated import VllmEngine, VllmSampler
 from rl_experiments.models.tiny import scratch_model
 from rl_experiments.rollout.renderer import RendererCache
@@ -69,8 +71,11 @@ def step_at_random(model: Any) -> None:
 
 
 @torch.no_grad()
-def logprobs(model: Any, prompt: list[int], reply: list[int]) -> list[float]:
-    logps = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+def logprobs(
+    model: Any, prompt: list[int], reply: list[int], *, temperature: float = 1.0
+) -> list[float]:
+    logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+    logps = (logits / temperature).log_softmax(-1)
     return [logps[i, token].item() for i, token in enumerate(reply)]
 
 
@@ -134,12 +139,17 @@ def test_a_weight_that_stays_behind_is_reported(
     assert difference(engine, model) < EXACT
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
 def test_what_was_sampled_has_the_policys_log_probabilities(
-    engine: VllmEngine, folder: Path
+    engine: VllmEngine, folder: Path, temperature: float
 ) -> None:
     model, tokenizer = policy(folder, lora=False), AutoTokenizer.from_pretrained(folder)
     sampler = VllmSampler(
-        engine, model, eos_token_id=tokenizer.eos_token_id, max_new_tokens=6, temperature=1.0
+        engine,
+        model,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=6,
+        temperature=temperature,
     )
     rollout = RolloutRunner(
         game(), RendererCache(tokenizer), sampler, max_new_tokens=6, max_length=1024
@@ -147,6 +157,31 @@ def test_what_was_sampled_has_the_policys_log_probabilities(
     for played in rollout.play([EpisodeSpec(seed) for seed in range(4)], policy_version=3):
         assert played.policy_version == 3
         for turn in played.turns:
-            expected = logprobs(model, turn.prompt_ids, turn.reply_ids)
+            expected = logprobs(model, turn.prompt_ids, turn.reply_ids, temperature=temperature)
             assert turn.logprobs == pytest.approx(expected, abs=1e-3)
     assert sampler.metrics()["engine/cache_use"] > 0
+    # What the proof of a sync compares is at temperature 1, whatever the sampler's is.
+    assert difference(engine, model) < EXACT
+
+
+def replies(engine: VllmEngine, model: Any, ends: list[int]) -> list[Completion]:
+    sampler = VllmSampler(engine, model, eos_token_id=ends, max_new_tokens=12, temperature=2.0)
+    sampler.begin(0)
+    for key in range(32):
+        sampler.submit(Request(key=key, prompt_ids=[5, 6, 7], stream=str(key)))
+    completions: list[Completion] = []
+    while len(completions) < 32:
+        completions += sampler.collect()
+    sampler.end()
+    return completions
+
+
+def test_a_reply_ends_with_any_of_the_ends(engine: VllmEngine, folder: Path) -> None:
+    model = policy(folder, lora=False)
+    drawn = Counter(chain.from_iterable(each.token_ids[1:] for each in replies(engine, model, [])))
+    ends = [token for token, _ in drawn.most_common(2)]
+    completions = replies(engine, model, ends)
+    assert {each.token_ids[-1] for each in completions if len(each.token_ids) < 12} == set(ends)
+    for each in completions:
+        assert not set(each.token_ids[:-1]).intersection(ends)
+        assert len(each.logprobs) == len(each.token_ids)
