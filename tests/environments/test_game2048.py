@@ -90,6 +90,7 @@ def test_spawn_is_uniform_and_gives_one_4_in_ten() -> None:
         game.spawn([[2]], rng)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["standard", "art"]), st.integers(2, 5), st.integers(0, 10**6))
 def test_an_episode_keeps_the_rules(rules: str, size: int, seed: int) -> None:

@@ -34,6 +34,7 @@ def test_a_preset_is_named_after_an_environment_and_a_model(preset: str) -> None
     assert name == f"{environment}_tiny" and (CONF_DIR / "model/tiny.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_variant_has_a_name_and_a_preset_leaves_the_environment_alone(preset: str) -> None:
     env = OmegaConf.select(OmegaConf.load(CONF_DIR / f"{preset}.yaml"), "env")
@@ -55,6 +56,7 @@ def test_a_preset_applies_to_its_environment_and_model_alone() -> None:
     assert plain.reward.credit == composed("env=wordle", "model=tiny").reward.credit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["preset", "tuned"])
 def test_a_conf_folder_of_a_user_may_have_presets_under_either_name(
     group: str, tmp_path: Path

@@ -83,6 +83,7 @@ def test_a_single_job_has_the_configuration_of_its_sweep(
     assert "new" not in sweep
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_over_one_setting_is_composed(hydra: Hydra) -> None:
     overrides = ["seed=choice(3)"]
     sweep = hydra.compose_config("config", overrides, RunMode.MULTIRUN)
@@ -92,6 +93,7 @@ def test_a_job_of_a_sweep_over_one_setting_is_composed(hydra: Hydra) -> None:
     assert quick.load_sweep_config(sweep, ["seed=3"]).seed == 3
 
 
+@pytest.mark.slow
 def test_hydras_own_loader_composes_with_any_other_version_of_hydra(
     master: tuple[ConfigLoader, DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

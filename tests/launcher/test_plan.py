@@ -127,6 +127,7 @@ def test_fallbacks_and_regions_have_their_price() -> None:
     assert usd_per_hour(ModalJobsConf(gpu="X1")) == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -157,6 +158,7 @@ def test_what_modal_does_not_have_is_known_in_the_plan(
     ModalBackend.check_job(job)
 
 
+@pytest.mark.slow
 def test_jobs_that_cannot_be_in_one_launch_are_known_in_the_plan(
     context: HydraContext, tmp_path: Path
 ) -> None:
@@ -284,6 +286,7 @@ def test_no_secret_no_hidden_file_and_nothing_that_git_ignores_is_sent(tmp_path:
     assert sent_files(package, is_config=False) == without_git
 
 
+@pytest.mark.slow
 def test_the_plan_says_what_is_sent(context: HydraContext, tmp_path: Path) -> None:
     line = bundle.contents([composed(context, tmp_path, "gpu=a10g")])
     assert re.fullmatch(r"Sent along: \d+ files, \d\.\d MB \(.*rl_experiments \d+.*\)", line)

@@ -52,6 +52,7 @@ def test_no_question_is_in_both_parts_and_an_epoch_shows_all_numbers() -> None:
     assert training[:60] == training[60:]
 
 
+@pytest.mark.slow
 @needs("reasoning_gym")
 def test_no_answer_is_run_as_code(tmp_path: Path) -> None:
     library = Path(str(import_module("reasoning_gym").__file__)).parent

@@ -79,6 +79,7 @@ def check_schema(schema: dict[str, Any]) -> None:
         check_schema(schema["items"])
 
 
+@pytest.mark.slow
 @needs_bfcl
 def test_tools_are_those_of_the_episode() -> None:
     env = BfclSingleTurn(max_prompt_chars=None)
@@ -104,6 +105,7 @@ def test_tools_are_those_of_the_episode() -> None:
     assert playing(case_of("live_irrelevance_120-9-0")).tools is None  # has no functions
 
 
+@pytest.mark.slow
 @needs_bfcl
 def test_conversations_become_one_observation() -> None:
     env = BfclSingleTurn(categories=["live"], max_prompt_chars=None)

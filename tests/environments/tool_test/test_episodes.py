@@ -63,6 +63,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 def test_evaluation_and_training_share_no_task(options: dict[str, Any]) -> None:
     env = ToolTest(**options)
@@ -95,6 +96,7 @@ def test_free_arguments_take_any_value_of_the_right_type() -> None:
         assert env.step(says(Call("set_timer", {"minutes": minutes}))).end is end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_a_turn", [False, True])
 def test_scripted_policies_without_skill_earn_little(one_a_turn: bool) -> None:
     rewards = {}

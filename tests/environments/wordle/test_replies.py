@@ -84,6 +84,7 @@ BAITS += [f"<{' ' * 90_000}guess>crane</guess>", "<guess>" + "[" * 90_000, "<thi
 BAITS += ["<guess>crane</guess>" * 60_000, "x" * 2_000_000, "<think>" + "a" * 99_000 + "</think>"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("think", [True, False])
 def test_arbitrary_replies_end_in_a_defined_outcome(think: bool) -> None:
     rng, env, ends = Random(0), started(think=think, guesses=2), Counter[End | None]()
@@ -103,6 +104,7 @@ def test_arbitrary_replies_end_in_a_defined_outcome(think: bool) -> None:
     assert ends[None] > 1000 and ends[End.LOST] > 10 and ends[End.INVALID] > 100
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text() | st.binary().map(lambda b: b.decode("latin-1")), min_size=1))
 def test_any_text_is_a_reply(replies: list[str]) -> None:

@@ -32,6 +32,7 @@ def slow_feedback(secret: str, guess: str) -> str:
     return "".join(marks)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(FEW_LETTERS, FEW_LETTERS)
 def test_feedback_matches_the_oracle(secret: str, guess: str) -> None:
@@ -57,6 +58,7 @@ def test_feedback_on_words_and_by_hand() -> None:
         feedback("crane", "cranes")
 
 
+@pytest.mark.slow
 def test_consistent_words_are_those_with_the_same_marks() -> None:
     rng, words = Random(1), ENGLISH.words[::9]
     for _ in range(100):

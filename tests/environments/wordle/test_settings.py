@@ -66,6 +66,7 @@ def test_the_yaml_has_the_settings_of_the_class() -> None:
     assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Wordle), chosen)) == Wordle()
 
 
+@pytest.mark.slow
 def test_the_experiments_compose() -> None:
     register()
     with initialize_config_dir(version_base=None, config_dir=str(CONF_DIR)):

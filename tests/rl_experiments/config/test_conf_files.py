@@ -97,6 +97,7 @@ def test_every_model_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert [bool(model.path), bool(model.scratch), bool(model.base_url)].count(True) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices("gpu"))
 def test_every_gpu_composes(name: str) -> None:
     with composed("env=game2048", f"gpu={name}") as cfg:

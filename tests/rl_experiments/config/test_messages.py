@@ -24,6 +24,7 @@ def hydra() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -55,6 +56,7 @@ def test_an_override_that_cannot_be_applied_is_named(override: str, line: str) -
     assert explain_config_error(raised.value) == line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -95,6 +97,7 @@ def test_a_value_of_the_wrong_type_is_named_with_the_type(override: str, line: s
     assert explain_config_error(raised.value) == line
 
 
+@pytest.mark.slow
 def test_what_a_setting_refers_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MY_RATE", raising=False)

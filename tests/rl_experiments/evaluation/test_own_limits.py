@@ -45,6 +45,7 @@ def test_each_policy_has_the_limit_of_its_model(tmp_path: Path) -> None:
     assert limits(f"policies=[{tmp_path}]") == {str(tmp_path): 128}
 
 
+@pytest.mark.slow
 def test_a_model_behind_an_api_is_not_the_tiny_one() -> None:
     address = "model.base_url=http://127.0.0.1:9/v1"
     assert limits(address, "model.name=m", "policies=[model,other,random]") == {

@@ -58,6 +58,7 @@ def run(settings: str, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["wordle", "bfcl_single_turn", "game2048", "tool_test"])
 @pytest.mark.parametrize("more", ["policies=[random,qwen2_5_0_5b]", "policy=random", "seed=1"])
 def test_without_a_model_the_environment_is_the_plain_one(env: str, more: str) -> None:
@@ -73,6 +74,7 @@ def test_the_variant_is_played_where_it_is_named() -> None:
     assert composed("env=wordle", "model=qwen2_5_0_5b").env == plain("wordle")
 
 
+@pytest.mark.slow
 def test_play_and_audit_compose_the_plain_environment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -110,6 +112,7 @@ def test_what_the_command_line_says_goes_first_and_the_difference_is_shown(run: 
     assert composed(f"checkpoint={run}", "env=wordle").env == plain("wordle")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     [
@@ -182,6 +185,7 @@ def test_a_checkpoint_on_the_volume_plays_the_environment_of_its_run(
     assert played_environment(["policies=[random,/outputs/r/0]", "gpu=a10g"]) == trained
 
 
+@pytest.mark.slow
 def test_a_volume_that_cannot_be_read_asks_for_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -197,6 +201,7 @@ def test_a_volume_that_cannot_be_read_asks_for_the_environment(
     )
 
 
+@pytest.mark.slow
 def test_runs_among_the_policies_are_judged_on_their_environment(run: Path) -> None:
     trained = played_environment([f"checkpoint.path={run}"])
     assert played_environment([f"policies=[random,{run},qwen2_5_0_5b]"]) == trained

@@ -201,6 +201,7 @@ def test_a_stopped_evaluation_goes_on_without_paying_twice(
     assert len(server.answered) == sum(episode["turns"] for episode in played)
 
 
+@pytest.mark.slow
 def test_an_episode_without_an_answer_fails_and_is_played_again_at_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ def test_an_error_that_every_request_meets_is_one_line(
     assert len(server.requests) <= 3
 
 
+@pytest.mark.slow
 def test_limits_hold_to_the_request_and_the_cent(tmp_path: Path) -> None:
     prices: dict[str, Any] = {"input_usd": 10.0, "output_usd": 100.0}
     with OpenAIServer(guess) as server:
@@ -274,6 +276,7 @@ def test_limits_hold_to_the_request_and_the_cent(tmp_path: Path) -> None:
     assert result.usd == pytest.approx(0.002 * turns)
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured_by_all(tmp_path: Path) -> None:
     with OpenAIServer(guess) as server:
         server.retry_after, server.kinds = "1", ("429",)
@@ -314,6 +317,7 @@ def test_policies_play_the_same_seeds(program: Program, tmp_path: Path) -> None:
         assert words_of in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [

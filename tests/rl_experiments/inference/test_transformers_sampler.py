@@ -48,6 +48,7 @@ def largest_difference(model: Any, asked: list[list[int]], replies: list[Complet
     return float(torch.stack(differences).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0, 30])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_log_probabilities_are_those_of_each_sequence_by_itself(
@@ -58,6 +59,7 @@ def test_log_probabilities_are_those_of_each_sequence_by_itself(
     assert largest_difference(model, asked, replies) < _ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own",
     [

@@ -50,6 +50,7 @@ def test_another_port_is_taken_when_8000_is(start: Start) -> None:
         assert not start().url.endswith(":8000")
 
 
+@pytest.mark.slow
 def test_another_port_is_tried_when_a_process_came_between(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +60,7 @@ def test_another_port_is_tried_when_a_process_came_between(
     assert not start("beaten", name=f"beaten-at-{first}").url.endswith(f":{first}")
 
 
+@pytest.mark.slow
 def test_another_runs_server_is_not_taken_for_its_own(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

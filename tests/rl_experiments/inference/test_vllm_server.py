@@ -20,6 +20,7 @@ from tests.support.vllm_stand_in import EOS, Start, collect, config, group_of, i
 from tests.support.vllm_stand_in import start as start
 
 
+@pytest.mark.slow
 def test_replies_given_out_of_order_go_to_their_requests(start: Start) -> None:
     source = sampler(start("late"), version=7)
     waits = {0: 60, 1: 30, 2: 0}
@@ -37,6 +38,7 @@ def test_replies_given_out_of_order_go_to_their_requests(start: Start) -> None:
     assert source.engine.logprobs([([9, 1], [2, 3]), ([5], [6])]) == [[-0.2, -0.3], [-0.6]]
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again(start: Start) -> None:
     source = sampler(start())
     source.submit(Request(key=0, prompt_ids=[503, 4], stream="a"))
@@ -50,6 +52,7 @@ def test_a_refused_request_is_reported_at_once(start: Start) -> None:
         collect(source, 1)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_midway_ends_the_rollout_and_leaves_nothing(start: Start) -> None:
     server = start()
     source, group = sampler(server), group_of(server)
@@ -106,6 +109,7 @@ def test_a_policy_in_training_is_sent_before_it_plays(start: Start, client: type
     assert server.policy_version == 2 and server.sync_seconds > 0
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_arrive_end_the_run(
     start: Start, client: type[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def adapted(kind: str) -> tuple[Any, Any]:
     return plain, policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _WRAPPED)
 @torch.no_grad()
 def test_a_plain_model_with_the_weights_answers_as_the_adapted_one(kind: str) -> None:

@@ -108,6 +108,7 @@ WRONG: dict[str, tuple[Callable[[Body], str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRONG)
 def test_after_two_wrong_answers_no_attempt_of_the_group_is_scored(
     kind: str, tmp_path: Path

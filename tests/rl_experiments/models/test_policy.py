@@ -11,6 +11,7 @@ from rl_experiments.paths import CONF_DIR
 from rl_experiments.preflight import check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [

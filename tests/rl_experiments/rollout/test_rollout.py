@@ -248,6 +248,7 @@ def test_samples_hold_every_reply_once_under_the_prompt_that_the_policy_saw(
         assert [written[t] for t in sorted(written)] == [t.reply_ids for t in trajectory.turns]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier_turns", [None, 0])
 def test_the_samplers_logprobs_are_the_models(folder: Path, earlier_turns: int | None) -> None:
     played = rollout(folder, game(earlier_turns=earlier_turns), temperature=0.8).play(tasks(5))

@@ -121,6 +121,7 @@ def test_credentials_that_were_renewed_in_their_file_are_read_again(
     assert store.list().keys() == {"b"}
 
 
+@pytest.mark.slow
 def test_credentials_that_stay_expired_are_named(proxy: FaultProxy) -> None:
     store = ObjectStore.open("s3://bucket", "x", writes=True, setting="s", patience_seconds=15)
     store.patience_seconds = 0.2

@@ -21,6 +21,7 @@ def test_each_pair_of_choices_is_covered() -> None:
     assert covered == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", covering_cases(), ids=str)
 def test_a_family_is_trained_resumed_and_exported(case: Case, tmp_path: Path) -> None:
     run(case, tmp_path)

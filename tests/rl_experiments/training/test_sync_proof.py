@@ -103,6 +103,7 @@ def train(
     return metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("size", [1e-5, 0.01])
 def test_rounding_is_no_fault_whatever_the_step(lora: bool, size: float) -> None:
@@ -113,6 +114,7 @@ def test_rounding_is_no_fault_whatever_the_step(lora: bool, size: float) -> None
 LEARNING_RATES = {True: 1e-4, False: 1e-5}  # with LoRA, and of all weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [True, False])
 def test_changes_that_rounding_loses_are_no_fault(lora: bool) -> None:
     metrics = train(lora=lora, syncs=12, size=LEARNING_RATES[lora], learns=True)
@@ -126,12 +128,14 @@ def unsent(pattern: str) -> Spoil:
     return spoil
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lora", "size"), [(True, 0.002), (False, 0.0003)])
 def test_frozen_weights_are_a_fault_before_the_difference_shows(lora: bool, size: float) -> None:
     with pytest.raises(UserError, match=r"not the policy after a weight sync: it shows -?\d+% of"):
         train(lora=lora, syncs=40, size=size, spoil=unsent(""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("pattern", ["layers.1.", "v_proj"])
 def test_weights_that_stay_behind_are_a_fault(lora: bool, pattern: str) -> None:
@@ -139,6 +143,7 @@ def test_weights_that_stay_behind_are_a_fault(lora: bool, pattern: str) -> None:
         train(lora=lora, syncs=20, size=0.005, spoil=unsent(pattern))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.0, 2.0])
 def test_an_adapter_with_another_scale_is_a_fault(factor: float) -> None:
     base = {
