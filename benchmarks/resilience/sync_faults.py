@@ -78,7 +78,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 @dataclass
 class Case:
-    """A planted fault. `plant(engine, trainer, sync)` returns a context for the whole training."""
+    """A planted fault. `plant(engine, trainer)` returns a context for the whole training."""
 
     plant: Callable[[Any, Any], Any]
     with_tensors: bool = True  # whether the comparison of tensors could detect it

@@ -35,7 +35,7 @@ def noted_interrupts() -> Iterator[threading.Event]:
 def end_quietly() -> None:
     """Let Ctrl-C have no effect any more, and what still asks Modal end without a traceback.
 
-    For a program that has said its last line.
+    For a program that has printed its last line.
     """
     logging.getLogger("asyncio").disabled = True
     if threading.current_thread() is threading.main_thread():

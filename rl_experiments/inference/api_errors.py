@@ -65,7 +65,7 @@ def is_temporary(error: Exception) -> bool:
 
 
 def server_words(error: Exception) -> str:
-    """Return what the server said in an error; an empty text where it said nothing."""
+    """Return the words of a server's error; an empty text if there are none."""
     if isinstance(error, MalformedReply):
         return str(error)
     response = getattr(error, "response", None)

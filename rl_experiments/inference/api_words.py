@@ -58,7 +58,7 @@ def _find_words(answer: Any) -> str:
     if isinstance(answer, Mapping):
         for place in _PLACES:
             if words := _find_words(answer.get(place) or ""):
-                # A router adds what the server behind it said.
+                # A router adds the words of the server behind it.
                 behind = answer.get("metadata")
                 raw = _find_words(behind.get("raw") or "") if isinstance(behind, Mapping) else ""
                 return f"{words}: {raw}" if raw and raw not in words else words

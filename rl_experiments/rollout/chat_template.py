@@ -1,4 +1,4 @@
-"""What a chat template writes around the messages of an episode, found out by rendering it."""
+"""What a chat template writes around the messages of an episode, learned by rendering it."""
 
 from __future__ import annotations
 

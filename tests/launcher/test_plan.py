@@ -94,9 +94,9 @@ def test_a_plan_is_of_the_whole_sweep(program: Program) -> None:
     assert trials.returncode == 0, trials.stderr
     each = float(cells(whole.stdout, 0)[6])
     for count, row in ((18, r"\.\.\. +18 more.*"), (20, r"all +20 jobs .*")):
-        found = re.search(rf"{row}\s(\S+)\s*$", trials.stdout, re.M)
-        assert found is not None, trials.stdout
-        assert float(found[1]) == pytest.approx(count * each, rel=0.001)
+        match = re.search(rf"{row}\s(\S+)\s*$", trials.stdout, re.M)
+        assert match is not None, trials.stdout
+        assert float(match[1]) == pytest.approx(count * each, rel=0.001)
     for words in ([*seeds, "hydra.sweeper.max_batch_size=2"], ["plan", "gpu=h100", *optuna]):
         refused = program(*words, f"budget.max_usd={4.5 * each:.2f}")
         assert refused.returncode == 1 and "budget.max_usd" in refused.stderr
